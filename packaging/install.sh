@@ -1,0 +1,208 @@
+#!/bin/sh
+# Usage (by make): install.sh install|uninstall, all settings from the environment (see INSTALL_ENV in the Makefile).
+#
+# As root: every launcher, the setuid one 4750 root:$CALLERS; the service account; everything root-owned. As another user: the user-namespace launcher alone.
+# Under DESTDIR no account is made and no mode is set that needs one: what the package must do is printed instead.
+# Directories and accounts that did not exist before are noted in $LIB/made and $SYSCONFDIR/nodewrap/accounts, so that uninstall takes back just those.
+set -eu
+umask 022
+
+say() { printf '%s\n' "$*"; }
+die() {
+    printf 'install.sh: %s\n' "$*" >&2
+    exit 1
+}
+
+is_root() { [ "$(id -u)" -eq 0 ]; }
+staged() { [ -n "$DESTDIR" ]; }
+# Accounts and owners are ours to set only on a live system, by root.
+live_root() { is_root && ! staged; }
+
+conf=$SYSCONFDIR/nodewrap
+made=$DESTDIR$LIB/made
+accounts=$DESTDIR$conf/accounts
+
+# ---- install ----
+
+# dir PATH [MODE]: with its parents; what had to be made is noted, innermost last.
+dir() {
+    [ -d "$DESTDIR$1" ] || {
+        [ "$1" = / ] || dir "$(dirname "$1")"
+        mkdir "$DESTDIR$1"
+        fresh="$fresh $1"
+    }
+    [ -z "${2-}" ] || chmod "$2" "$DESTDIR$1"
+}
+
+# Copied aside and renamed: a program that is running keeps its old file, and nobody meets half of the new one.
+put() { # MODE SOURCE TARGET
+    cp "$2" "$DESTDIR$3.new"
+    chmod "$1" "$DESTDIR$3.new"
+    mv -f "$DESTDIR$3.new" "$DESTDIR$3"
+}
+
+# put_config SOURCE TARGET: an edited file stays, the new one goes beside it.
+put_config() {
+    if [ -e "$DESTDIR$2" ] && ! cmp -s "$1" "$DESTDIR$2"; then
+        put 0644 "$1" "$2.dist"
+        say "kept your $2; the shipped one is $2.dist"
+    else
+        put 0644 "$1" "$2"
+    fi
+}
+
+# fill TEMPLATE TARGET MODE: @NAME@ replaced by the setting of that name.
+fill() {
+    sed -e "s|@PYTHON@|$PYTHON|g" -e "s|@SITE@|$site|g" -e "s|@SYSCONFDIR@|$conf|g" -e "s|@STATEDIR@|$STATEDIR|g" -e "s|@LOGDIR@|$LOGDIR|g" \
+        -e "s|@RUNDIR@|$RUNDIR|g" -e "s|@LIBEXEC@|$LIBEXEC|g" "$1" >"$OBJDIR/filled"
+    put "$3" "$OBJDIR/filled" "$2"
+}
+
+make_accounts() {
+    getent group "$CALLERS" >/dev/null || { groupadd -r "$CALLERS" && say "group $CALLERS" >>"$accounts"; }
+    getent passwd "$SERVICE_USER" >/dev/null || {
+        useradd -r -U -M -d / -s /usr/sbin/nologin -c 'nodewrap policy child' "$SERVICE_USER"
+        say "user $SERVICE_USER" >>"$accounts"
+    }
+}
+
+install_launchers() {
+    dir "$LIBEXEC"
+    dir "$PREFIX/bin"
+    put 0755 "$OBJDIR/nodewrap-userns" "$LIBEXEC/nodewrap-userns"
+    if is_root; then
+        # Owner and group first: chown clears the setuid bit.
+        put 0750 "$OBJDIR/nodewrap-setuid" "$LIBEXEC/nodewrap-setuid"
+        staged || chown "root:$CALLERS" "$LIBEXEC/nodewrap-setuid"
+        staged || chmod 4750 "$LIBEXEC/nodewrap-setuid"
+    fi
+    put 0755 "$OBJDIR/nodewrap" "$PREFIX/bin/nodewrap"
+    for name in glexec mkgltempdir; do # drop-ins by name
+        ln -sfn nodewrap "$DESTDIR$PREFIX/bin/$name"
+    done
+}
+
+# The new environment is made beside the old one and renamed: its files name each other by the final path, which python -m venv does not need.
+install_python() {
+    dir "$LIB"
+    new=$DESTDIR$LIB/venv.new
+    rm -rf "$new"
+    "$PYTHON" -m venv --without-pip "$new"
+    "$VPY" -m pip install -q --no-index --find-links "$WHEELS" --no-compile --target "$DESTDIR$LIB/venv.new/lib/$pyname/site-packages" nodewrap
+    fill packaging/paths.py.in "$LIB/venv.new/lib/$pyname/site-packages/nodewrap/_paths.py" 0644
+    # unchecked-hash: the .pyc is used without a look at the source's time stamp, and no run of root's ever rewrites one.
+    "$PYTHON" -m compileall -q --invalidation-mode unchecked-hash -s "$new" -p "$LIB/venv" "$new/lib/$pyname/site-packages"
+    rm -f "$new"/bin/[Aa]ctivate*
+    sed -i "s|$DESTDIR$LIB/venv\.new|$LIB/venv|g" "$new/pyvenv.cfg"
+    rm -rf "$DESTDIR$LIB/venv.old"
+    [ ! -d "$DESTDIR$LIB/venv" ] || mv "$DESTDIR$LIB/venv" "$DESTDIR$LIB/venv.old"
+    mv "$new" "$DESTDIR$LIB/venv"
+    rm -rf "$DESTDIR$LIB/venv.old"
+    fill packaging/serve.py.in "$LIBEXEC/serve.py" 0644
+}
+
+install_config() {
+    dir "$conf"
+    dir "$conf/policy.d"
+    for file in policies/*.toml; do
+        put_config "$file" "$conf/$(basename "$file")"
+    done
+}
+
+install_state() {
+    dir "$STATEDIR" 0755
+    dir "$STATEDIR/leases" 0700
+    dir "$STATEDIR/policy" 0755
+    dir "$LOGDIR" 0750
+    if live_root && getent group adm >/dev/null; then chgrp adm "$LOGDIR"; fi
+}
+
+install_man() {
+    for page in $MANPAGES; do
+        dir "$MANDIR/man${page##*.}"
+        put 0644 "$page" "$MANDIR/man${page##*.}/${page##*/}"
+    done
+}
+
+# The first guard is the tightest that works; the admin widens it. One that is there is the admin's.
+install_guard() {
+    [ ! -e "$DESTDIR$conf/guard" ] || { say "kept your $conf/guard"; return; }
+    staged && return
+    "$LIB/venv/bin/python3" -I -m nodewrap.guard first "$LAUNCHER" "$SERVICE_USER" "$CALLERS"
+}
+
+note_made() {
+    for path in $fresh; do say "$path"; done >>"$made"
+}
+
+packager_notes() {
+    cat <<NOTES
+staged below $DESTDIR. The package itself must, on the node:
+  groupadd -r $CALLERS; useradd -r -U -M -d / -s /usr/sbin/nologin $SERVICE_USER
+  chown root:$CALLERS $LIBEXEC/nodewrap-setuid && chmod 4750 $LIBEXEC/nodewrap-setuid
+  chmod 0750 $LOGDIR; chmod 0700 $STATEDIR/leases
+  $LIB/venv/bin/python3 -I -m nodewrap.guard first $LAUNCHER $SERVICE_USER $CALLERS    # once, when $conf/guard is absent
+NOTES
+}
+
+do_install() {
+    fresh=
+    pyname=python$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    site=$LIB/venv/lib/$pyname/site-packages
+    [ "$LAUNCHER" != setuid ] || is_root || die "the setuid launcher needs root to install: run make install as root, or with LAUNCHER=userns"
+    dir "$conf"
+    if live_root; then make_accounts; fi
+    install_launchers
+    install_python
+    install_config
+    install_state
+    install_man
+    note_made
+    install_guard
+    if staged; then packager_notes; fi
+    say "installed below $DESTDIR$PREFIX, launcher $LAUNCHER; next: $PREFIX/bin/nodewrap doctor"
+}
+
+# ---- uninstall ----
+
+remove_accounts() {
+    [ -e "$accounts" ] || return 0
+    while read -r kind name; do
+        case $kind in
+        user) userdel "$name" ;;
+        group) groupdel "$name" ;;
+        *) die "$accounts: '$kind' is neither user nor group; remove that line and run make uninstall PURGE=1 again" ;;
+        esac
+    done <"$accounts"
+}
+
+do_uninstall() {
+    dirs=$(cat "$made" 2>/dev/null || true)
+    for page in $(cd docs/man && ls); do
+        page=${page%.md}
+        rm -f "$DESTDIR$MANDIR/man${page##*.}/$page"
+    done
+    rm -f "$DESTDIR$PREFIX/bin/nodewrap" "$DESTDIR$PREFIX/bin/glexec" "$DESTDIR$PREFIX/bin/mkgltempdir"
+    rm -rf "${DESTDIR:?}$LIBEXEC" "${DESTDIR:?}$LIB" "${DESTDIR:?}$RUNDIR"
+    if [ -n "$PURGE" ]; then
+        if live_root; then remove_accounts; fi
+        rm -rf "$DESTDIR$conf" "$DESTDIR$STATEDIR" "$DESTDIR$LOGDIR"
+    else
+        say "kept $conf, $STATEDIR and $LOGDIR: make uninstall PURGE=1 removes them and the accounts"
+    fi
+    # Innermost first; one that holds something else stays.
+    for path in $(printf '%s\n' "$dirs" | sort -r); do
+        rmdir "$DESTDIR$path" 2>/dev/null || [ ! -d "$DESTDIR$path" ] || [ -n "$(ls -A "$DESTDIR$path")" ] || die "cannot remove the empty directory $path"
+    done
+}
+
+for word in "$DESTDIR" "$PREFIX" "$SYSCONFDIR" "$STATEDIR" "$LOGDIR" "$RUNDIR" "$MANDIR"; do
+    case $word in
+    *[!A-Za-z0-9_./+,:@%=-]*) die "the path '$word' has a character that the guard file and make cannot carry; use letters, digits and _./+,:@%=-" ;;
+    esac
+done
+case $1 in
+install) do_install ;;
+uninstall) do_uninstall ;;
+*) die "install or uninstall, not '$1'" ;;
+esac
