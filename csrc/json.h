@@ -1,0 +1,31 @@
+/* One record as one line: fields are (dotted path, value), fields with a common prefix stand together. docs/audit.md.
+ * Twin: nodewrap/audit/record.py */
+#ifndef NW_JSON_H
+#define NW_JSON_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* cffi: begin */
+#define NW_RECORD_MAX 65536
+#define NW_PATH_DEPTH 8
+
+struct nw_json {
+	char *p;
+	size_t len, max;
+	bool failed;            /* did not fit: nothing of it may be used */
+	bool first;             /* no member in the innermost object yet */
+	char open[128];         /* dotted path of the objects that are open */
+};
+
+void nw_json_begin(struct nw_json *j, char *buffer, size_t max);
+void nw_json_string(struct nw_json *j, const char *path, const char *s);
+void nw_json_int(struct nw_json *j, const char *path, int64_t v);
+void nw_json_bool(struct nw_json *j, const char *path, bool v);
+void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n);
+/* Close everything and add the newline. The length, or 0 when it did not fit. */
+size_t nw_json_end(struct nw_json *j);
+/* cffi: end */
+
+#endif
