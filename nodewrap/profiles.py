@@ -1,0 +1,314 @@
+"""Isolation profiles: the schema of ``[profile.NAME]`` tables, a site's changes on top of the shipped ones, and the file that C reads.
+
+Used by ``nodewrap policy check|apply``. A profile is a plain dict as TOML gives it (``policies/profiles.toml`` explains the keys); a rendered
+profile is text in the line format of docs/guard.md, resolved on this node.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+Table = dict[str, Any]
+
+NAMESPACES = ("pid", "ipc", "uts", "cgroup", "mount", "net")
+#: Bounds of docs/guard.md, by csrc/line.h.
+MAX_LINES, MAX_BYTES, MAX_LINE, MAX_WORDS = 1000, 256 * 1024, 1023, 32
+#: What ``allow MODE PROFILE…`` and the audit's fields carry as a name.
+NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+#: One word of the line format below ``/``: no blanks, no ``..``, nothing to normalise, so that C and Python see the same place.
+PATH = re.compile(r"(/(?!\.\.?(/|$))[!-.0-~]+)+")
+SIZE = re.compile(r"([1-9][0-9]{0,11})(KiB|MiB|GiB|TiB)?")
+UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+
+
+class ProfileError(ValueError):
+    """A profile that cannot be rendered; the text is one line and starts with the key's place."""
+
+
+# ---- the schema: one function per kind of value; each yields what is wrong, or nothing ----
+
+
+def _flag(value: Any) -> Iterator[str]:
+    if not isinstance(value, bool):
+        yield f"{value!r} is not true or false"
+
+
+def _text(value: Any) -> Iterator[str]:
+    if not isinstance(value, str):
+        yield f"{value!r} is not a text"
+
+
+def _name(value: Any) -> Iterator[str]:
+    if not (isinstance(value, str) and NAME.fullmatch(value)):
+        yield f"{value!r} is not a profile name (lower-case letters, digits, hyphen, at most 32)"
+
+
+def _hostname(value: Any) -> Iterator[str]:
+    if not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", value)):
+        yield f"{value!r} is not a host name of at most 64 letters, digits, dots and hyphens"
+
+
+def _choice(*known: str) -> Callable[[Any], Iterator[str]]:
+    def one_of(value: Any) -> Iterator[str]:
+        if value not in known:
+            yield f"{value!r} is not one of {', '.join(known)}{_suggest(value, known)}"
+
+    return one_of
+
+
+def _each(item: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]]:
+    def check_list(value: Any) -> Iterator[str]:
+        if not isinstance(value, list):
+            yield f"{value!r} is not a list"
+            return
+        for entry in value:
+            yield from item(entry)
+        for twice in sorted({str(entry) for entry in value if value.count(entry) > 1}):
+            yield f"{twice!r} stands there twice"
+
+    return check_list
+
+
+def _path(value: Any) -> Iterator[str]:
+    if not (isinstance(value, str) and PATH.fullmatch(value.rstrip("?")) and value.count("?") <= 1 and len(value) < 900):
+        yield f"{value!r} is not an absolute path without blanks, '..' or a trailing '/' (a trailing '?' means: if there)"
+
+
+def _device(value: Any) -> Iterator[str]:
+    if not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}\??", value)):
+        yield f"{value!r} is not the name of a node directly in /dev"
+
+
+def _tmpfs(value: Any) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{value!r} is not a table PATH = SIZE"
+        return
+    for path, size in value.items():
+        yield from _path(path)
+        if path.endswith("?"):
+            yield f"{path!r}: a tmpfs is always there, leave the '?' out"
+        if not (isinstance(size, str) and SIZE.fullmatch(size)):
+            yield f"{path}: {size!r} is not a size such as '512MiB' or '4GiB'"
+
+
+def _add(value: Any) -> Iterator[str]:
+    if not isinstance(value, dict):
+        yield f"{value!r} is not a table of lists to append to"
+        return
+    for key, more in value.items():
+        if key in ADDABLE:
+            yield from (f"{key}: {text}" for text in KEYS[key](more))
+        else:
+            yield f"{key!r} cannot be added to; lists and tables can: {', '.join(ADDABLE)}{_suggest(key, ADDABLE)}"
+
+
+_paths = _each(_path)
+KEYS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "description": _text, "like": _name, "add": _add,
+    "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_choice("abstract")),
+    "on_missing": _choice("refuse", "degrade"), "hostname": _hostname,
+    "system": _paths, "read_only": _paths, "writable": _paths, "follow": _paths, "follow_writable": _paths,
+    "tmpfs": _tmpfs, "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag,
+}
+ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "system")
+#: Keys that need a mount namespace to mean anything.
+ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "proc", "mqueue", "home")
+
+
+def _suggest(word: Any, known: Any) -> str:
+    near = difflib.get_close_matches(str(word), list(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def check(name: str, table: Table) -> list[str]:
+    """What is wrong with one profile, one line each, empty when nothing is.
+
+    Call it on a site's table (spelling and types), and again on what ``merge`` returns (keys that depend on each other).
+    """
+    where = f"profile.{name}"
+    found = [f"{where}: {text}" for text in _name(name)]
+    if not isinstance(table, dict):
+        return [*found, f"{where}: {table!r} is not a table"]
+    for key, value in table.items():
+        rule = KEYS.get(key)
+        if rule is None:
+            found.append(f"{where}.{key}: unknown key{_suggest(key, KEYS)}")
+        else:
+            found += [f"{where}.{key}: {text}" for text in rule(value)]
+    return found or [f"{where}.{text}" for text in _together(name, table)]
+
+
+def _together(name: str, table: Table) -> Iterator[str]:
+    """What the keys say against each other. Only keys that are there count, so a site's partial table passes."""
+    if table.get("seccomp") is False and name != "none":
+        yield "seccomp: only the profile 'none' goes without the kernel-surface filter"
+    if "namespaces" not in table:
+        return
+    spaces = table["namespaces"]
+    if "mount" not in spaces:
+        for key in ROOT_KEYS:
+            if table.get(key):
+                yield f"{key}: needs the mount namespace; add 'mount' to namespaces or leave {key} out"
+    elif not table.get("system"):
+        yield "system: with a mount namespace the root is built from nothing; name at least /usr here"
+    if table.get("proc") and "pid" not in spaces:
+        yield "proc: a fresh /proc shows a pid namespace; add 'pid' to namespaces"
+    if table.get("mqueue") and "ipc" not in spaces:
+        yield "mqueue: message queues belong to the ipc namespace; add 'ipc' to namespaces"
+    if table.get("hostname") and "uts" not in spaces:
+        yield "hostname: would rename the node; add 'uts' to namespaces"
+    if table.get("nested_userns") is True and "mount" in spaces and not table.get("proc"):
+        yield "proc: nested containers need a /proc they can mount again; set proc = true or nested_userns = false"
+    yield from _twice(table)
+
+
+def _twice(table: Table) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for key in ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs"):
+        for path in table.get(key, ()):
+            bare = path.rstrip("?")
+            if bare in seen:
+                yield f"{key}: {bare!r} is also in {seen[bare]}; one place can be mounted only once"
+            seen[bare] = key
+
+
+# ---- a site's changes ----
+
+
+def merge(shipped: dict[str, Table], site: dict[str, Table]) -> dict[str, Table]:
+    """The profiles of this site: ``like`` and ``add`` are gone, every table stands for itself.
+
+    Both arguments are tables that ``check`` found nothing in, by name. Raises ProfileError when ``like`` names nothing or goes in a circle.
+    """
+    tables = {name: _onto(shipped.get(name, {}), table) for name, table in site.items()}
+    tables = {**shipped, **tables}
+    return {name: _expand(tables, name, ()) for name in tables}
+
+
+def _onto(base: Table, change: Table) -> Table:
+    """One table on top of another of the same name: keys replace; what both add is added together."""
+    merged = {**base, **change}
+    if "add" in base and "add" in change:
+        merged["add"] = {key: _joined(base["add"].get(key), change["add"].get(key)) for key in {**base["add"], **change["add"]}}
+    return merged
+
+
+def _expand(tables: dict[str, Table], name: str, path: tuple[str, ...]) -> Table:
+    if name not in tables:
+        raise ProfileError(f"profile.{path[-1]}.like: there is no profile {name!r}{_suggest(name, tables)}")
+    if name in path:
+        raise ProfileError(f"profile.{name}.like: goes in a circle: {' -> '.join([*path, name])}")
+    own = dict(tables[name])
+    add, like = own.pop("add", {}), own.pop("like", None)
+    whole = {**(_expand(tables, like, (*path, name)) if like else {}), **own}
+    for key, more in add.items():
+        whole[key] = _joined(whole.get(key), more)
+    return whole
+
+
+def _joined(old: Any, new: Any) -> Any:
+    if old is None or new is None:
+        return new if old is None else old
+    if isinstance(old, dict):
+        return {**old, **new}
+    return [*old, *(entry for entry in new if entry not in old)]
+
+
+# ---- the file that C reads ----
+
+
+def render(profiles: dict[str, Table], root: str = "/") -> str:
+    """The ``profiles`` file (docs/guard.md) of merged and checked profiles, as this node is now: links of a merged /usr, devices that exist.
+
+    root: directory to look at instead of ``/``, for tests. Raises ProfileError when the node cannot have what a profile names, or when the
+    text passes the format's bounds.
+    """
+    lines = ["nodewrap-profiles 1"]
+    for name, table in profiles.items():
+        lines += ["", *_profile(name, table, root)]
+    text = "\n".join(lines) + "\n"
+    _bounded(text)
+    return text
+
+
+def _bounded(text: str) -> None:
+    lines = text.split("\n")
+    if len(lines) > MAX_LINES or len(text) > MAX_BYTES:
+        raise ProfileError(f"profiles: {len(lines)} lines, {len(text)} bytes; the launcher reads at most {MAX_LINES} and {MAX_BYTES}")
+    for line in lines:
+        if len(line) > MAX_LINE or len(line.split()) > MAX_WORDS:
+            raise ProfileError(f"profiles: the launcher reads at most {MAX_LINE} bytes and {MAX_WORDS} words a line: {line[:80]}…")
+
+
+def _profile(name: str, table: Table, root: str) -> Iterator[str]:
+    yield f"profile {name}"
+    if table.get("namespaces"):
+        yield "namespace " + " ".join(table["namespaces"])
+    if table.get("seccomp"):
+        yield f"seccomp seccomp.{name}.bpf"
+    if table.get("landlock"):
+        yield "landlock " + " ".join(table["landlock"])
+    yield f"on-missing {table.get('on_missing', 'refuse')}"
+    # Parents before what lies in them: C makes everything in the order written, so a nested place is made inside the outer one.
+    places = sorted(_places(name, table, root), key=lambda place: place[0].split("/"))
+    yield from (line for _, line in places)
+    if table.get("home"):
+        yield "home"
+    if table.get("hostname"):
+        yield f"hostname {table['hostname']}"
+
+
+def _places(name: str, table: Table, root: str) -> Iterator[tuple[str, str]]:
+    for path in table.get("system", ()):
+        yield from _system(path.rstrip("?"), root)
+    for key, verb, mode in (("read_only", "bind", "ro"), ("writable", "bind", "rw"), ("follow", "slave", "ro"), ("follow_writable", "slave", "rw")):
+        for path in table.get(key, ()):
+            bare = path.rstrip("?")
+            yield bare, f"{verb} {mode}{'?' if path != bare else ''} {bare}"
+    for path, size in table.get("tmpfs", {}).items():
+        yield path, f"tmpfs {path} 1777 {size_bytes(size)}"
+    devices = [device.rstrip("?") for device in table.get("devices", ()) if _is_device(name, device, root)]
+    if "mount" in table.get("namespaces", ()):
+        yield "/dev", " ".join(["dev", *devices])
+    if table.get("proc"):
+        yield "/proc", "proc"
+    if table.get("mqueue"):
+        yield "/dev/mqueue", "mqueue"
+
+
+def _system(path: str, root: str) -> Iterator[tuple[str, str]]:
+    """A directory of the operating system as this node has it: a link stays a link, so that /bin and /usr/bin are one place inside too."""
+    place = root.rstrip("/") + path
+    if os.path.islink(place):
+        target = os.readlink(place)
+        if not PATH.fullmatch("/" + target.lstrip("/")):
+            raise ProfileError(f"{path}: is a link to {target!r}, which the profiles file cannot hold; bind its target by name")
+        yield path, f"link {path} {target}"
+    elif os.path.isdir(place):
+        yield path, f"bind ro {path}"
+
+
+def _is_device(name: str, device: str, root: str) -> bool:
+    bare = device.rstrip("?")
+    try:
+        mode = os.stat(f"{root.rstrip('/')}/dev/{bare}").st_mode
+    except FileNotFoundError:
+        if device != bare:
+            return False
+        raise ProfileError(f"profile.{name}.devices: this node has no /dev/{bare}; write '{bare}?' if it may be missing") from None
+    if not stat.S_ISCHR(mode):
+        raise ProfileError(f"profile.{name}.devices: /dev/{bare} is not a character device; raw disks are never given to a payload")
+    return True
+
+
+def size_bytes(text: str) -> int:
+    """``4GiB`` in bytes. Raises ProfileError for anything that SIZE does not match."""
+    match = SIZE.fullmatch(text)
+    if not match:
+        raise ProfileError(f"{text!r} is not a size such as '512MiB' or '4GiB'")
+    return int(match.group(1)) * UNITS[match.group(2) or ""]
