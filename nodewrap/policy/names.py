@@ -1,0 +1,270 @@
+"""Names as policy compares them: DNs, FQANs, issuers, globs. Pure, and on the hot path.
+
+Rules compare a DN exactly, after the *types* and the blanks are made uniform: two DNs that differ in a letter's case are two people (attack B01).
+Bans compare as X.500 itself does (RFC 4518: case, width, composition and invisible characters do not count), so that no spelling slips
+through (I12); too wide a ban only denies. ``unicodedata`` is imported here and not when needed: by then the policy child may open no file.
+"""
+
+from unicodedata import category, normalize
+
+_EMAIL = "EMAILADDRESS"
+_TYPES = {
+    "E": _EMAIL, "EMAIL": _EMAIL, "PKCS9EMAIL": _EMAIL, "1.2.840.113549.1.9.1": _EMAIL,
+    "USERID": "UID", "0.9.2342.19200300.100.1.1": "UID",
+    "DOMAINCOMPONENT": "DC", "0.9.2342.19200300.100.1.25": "DC",
+    "COMMONNAME": "CN", "2.5.4.3": "CN", "SURNAME": "SN", "2.5.4.4": "SN", "2.5.4.5": "SERIALNUMBER",
+    "COUNTRYNAME": "C", "COUNTRY": "C", "2.5.4.6": "C", "LOCALITYNAME": "L", "LOCALITY": "L", "2.5.4.7": "L",
+    "STATEORPROVINCENAME": "ST", "S": "ST", "SP": "ST", "2.5.4.8": "ST", "STREETADDRESS": "STREET", "2.5.4.9": "STREET",
+    "ORGANIZATIONNAME": "O", "ORGANIZATION": "O", "2.5.4.10": "O", "ORGANIZATIONALUNITNAME": "OU", "ORGANIZATIONALUNIT": "OU", "2.5.4.11": "OU",
+    "TITLE": "T", "2.5.4.12": "T", "GIVENNAME": "GN", "G": "GN", "2.5.4.42": "GN", "2.5.4.46": "DNQUALIFIER",
+}
+_HEX = "0123456789abcdefABCDEF"
+# RFC 4518 section 2.2: mapped to nothing, besides the categories Cc and Cf.
+_INVISIBLE = "\u034f\u180b\u180c\u180d\ufffc" + "".join(map(chr, range(0xFE00, 0xFE10)))
+
+
+def _type(text: str) -> str:
+    """Canonical attribute type, or "" when ``text`` cannot be one."""
+    name = text.strip().upper()
+    if name.startswith("OID."):
+        name = name[4:]
+    plain = name.replace(".", "").replace("-", "")
+    return _TYPES.get(name, name) if plain.isalnum() and plain.isascii() else ""
+
+
+def _escaped(text: str, start: int) -> int:
+    """Length of the escape at ``start`` (a backslash): 4 for OpenSSL's ``\\xHH``, 3 for RFC 4514's ``\\HH``, else 0."""
+    for mark, size in (("x", 4), ("", 3)):
+        digits = text[start + 1 + len(mark):start + size]
+        if text.startswith(mark, start + 1) and len(digits) == 2 and digits[0] in _HEX and digits[1] in _HEX:
+            return size
+    return 0
+
+
+def _bytes(char: str) -> bytes:
+    """UTF-8; a byte that came in as a surrogate (PEP 383) is that byte again, any other lone surrogate is ``?``."""
+    try:
+        return char.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return b"?"
+
+
+def _unescape(text: str) -> str:
+    """``text`` with hexadecimal escapes as the characters they are; bytes that are not UTF-8 are Latin-1, as T61String means it."""
+    out = bytearray()
+    at = 0
+    while at < len(text):
+        size = _escaped(text, at) if text[at] == "\\" else 0
+        out += bytes([int(text[at + size - 2:at + size], 16)]) if size else _bytes(text[at])
+        at += size or 1
+    try:
+        return out.decode("utf-8")
+    except UnicodeDecodeError:
+        return out.decode("latin-1")
+
+
+def _value(text: str) -> str:
+    """A value with escapes resolved, composed (NFC), blanks collapsed."""
+    if "\\" in text or not text.isascii():
+        text = _unescape(text)
+    return " ".join((text if text.isascii() else normalize("NFC", text)).split())
+
+
+def _rdn(name: str, value: str) -> str:
+    return name + "=" + _value(value)
+
+
+def _slash(dn: str) -> "list[str]":
+    """Components of OpenSSL's one-line form. A slash that no ``TYPE=`` follows belongs to the value (``/CN=host/wn1.example.org``)."""
+    parts: list[list[str]] = []
+    for piece in dn.split("/")[1:]:
+        head, equals, value = piece.partition("=")
+        name = _type(head) if equals else ""
+        if name:
+            parts.append([name, value])
+        elif parts:
+            parts[-1][1] += "/" + piece
+        else:
+            parts.append(["?", piece])
+    return [_rdn(name, value) for name, value in parts]
+
+
+def _split(dn: str) -> "list[str]":
+    """The RFC 4514 form, cut at the separators that are neither escaped nor quoted; quotes are dropped."""
+    pieces = [""]
+    quoted = False
+    at = 0
+    while at < len(dn):
+        char = dn[at]
+        step = 1
+        if char == "\\":
+            step = _escaped(dn, at) or 2
+            pieces[-1] += dn[at:at + step] if step > 2 else dn[at + 1:at + 2]
+        elif char == '"':
+            quoted = not quoted
+        elif char in ",;+" and not quoted:
+            pieces.append("")
+        else:
+            pieces[-1] += char
+        at += step
+    return pieces
+
+
+def _der(value: str) -> str:
+    """RFC 4514's ``#hex`` (a BER string with a short length) as its text; anything else as it stands."""
+    digits = value.strip()
+    if not digits.startswith("#") or len(digits) < 5 or any(d not in _HEX for d in digits[1:]) or len(digits) % 2 == 0:
+        return value
+    return bytes.fromhex(digits[5:]).decode("utf-8", "replace")
+
+
+def _comma(dn: str) -> "list[str]":
+    """Components of the RFC 4514 form, in the order written."""
+    parts = [piece.partition("=") for piece in _split(dn)]
+    return [_rdn(_type(head) or "?", _der(value)) for head, _, value in parts]
+
+
+def components(dn: str) -> "list[str]":
+    """``TYPE=value`` of each RDN, root first, types canonical, blanks collapsed. The RFC 4514 form (leaf first) is turned round."""
+    dn = dn.strip()
+    if not dn:
+        return []
+    return _slash(dn) if dn.startswith("/") else _comma(dn)[::-1]
+
+
+def canonical_dn(dn: str) -> str:
+    """One spelling for rules and messages: ``/DC=ch/DC=cern/CN=mallory``; "" stays ""."""
+    return "".join("/" + part for part in components(dn))
+
+
+def fold(text: str) -> str:
+    """RFC 4518 preparation: what X.500's caseIgnoreMatch compares."""
+    if not (text.isascii() and text.isprintable()):
+        kept = [c for c in text if c.isspace() or (category(c) not in ("Cc", "Cf") and c not in _INVISIBLE)]
+        text = normalize("NFKC", normalize("NFKC", "".join(kept)).casefold())
+    return " ".join(text.lower().split())
+
+
+def _orders(dn: str) -> "list[list[str]]":
+    """Folded components; both directions of a comma form, because OpenSSL 1.1 and later print it root first and RFC 4514 leaf first."""
+    parts = [fold(part) for part in components(dn)]
+    return [parts] if not parts or dn.strip().startswith("/") else [parts, parts[::-1]]
+
+
+def _is_proxy(part: str, digits: bool) -> bool:
+    return part in ("cn=proxy", "cn=limited proxy") or (digits and part.startswith("cn=") and part[3:].isdigit())
+
+
+def _key(parts: "list[str]") -> str:
+    # Joined as text: a CN that holds "/CN=b" and two CNs look alike in the one-line form, so a ban of either bans both.
+    return "".join("/" + part for part in parts)
+
+
+def ban_keys(dn: str) -> "list[str]":
+    """Keys under which a ban of ``dn`` is filed; names of legacy proxies are cut off, a ban is on the person."""
+    keys = []
+    for parts in _orders(dn):
+        while len(parts) > 1 and _is_proxy(parts[-1], False):
+            parts = parts[:-1]
+        keys.append(_key(parts))
+    return keys
+
+
+def subject_keys(dn: str) -> "list[str]":
+    """Keys to look ``dn`` up with: itself, and itself without the CNs that proxies append (RFC 3820: a serial number)."""
+    keys = []
+    for parts in _orders(dn):
+        keys.append(_key(parts))
+        while len(parts) > 1 and _is_proxy(parts[-1], True):
+            parts = parts[:-1]
+            keys.append(_key(parts))
+    return keys
+
+
+def fqan_parts(fqan: str) -> "list[str]":
+    """Groups and role of an FQAN; ``Role=NULL`` and ``Capability=NULL`` say nothing and are dropped. Not an FQAN: []."""
+    if not fqan.startswith("/"):
+        return []
+    parts = fqan[1:].split("/")
+    kept = [part for part in parts if part.lower() not in ("role=null", "capability=null")]
+    return kept if "" not in kept else []
+
+
+def fqan_folded(fqan: str) -> "list[str]":
+    """The same for bans: case and doubled slashes do not count."""
+    parts = [fold(part) for part in fqan.split("/")]
+    return [part for part in parts if part and part not in ("role=null", "capability=null")]
+
+
+def issuer(text: str) -> str:
+    """Canonical issuer: a CA's DN, or a URL with scheme and host in lower case and no slash at the end."""
+    text = text.strip()
+    if "://" not in text:
+        return canonical_dn(text) if "=" in text else text
+    scheme, _, rest = text.partition("://")
+    host, slash, path = rest.partition("/")
+    return (scheme.lower() + "://" + host.lower() + slash + path).rstrip("/")
+
+
+def glob(parts: "list[str]", text: str) -> bool:
+    """``parts`` is a pattern split at ``*``; no other character is special (B08), and time is linear (K12)."""
+    if len(parts) == 1:
+        return text == parts[0]
+    end = len(text) - len(parts[-1])
+    at = len(parts[0])
+    if end < at or not text.startswith(parts[0]) or not text.endswith(parts[-1]):
+        return False
+    for part in parts[1:-1]:
+        at = text.find(part, at, end)
+        if at < 0:
+            return False
+        at += len(part)
+    return True
+
+
+def tree_pattern(parts: "list[str]") -> "list[object]":
+    """Pattern on components as ``[below, [glob, …]]``: a last component ``*`` means the node itself and all below."""
+    below = bool(parts) and parts[-1] == "*"
+    return [below, [part.split("*") for part in (parts[:-1] if below else parts)]]
+
+
+def dn_pattern(text: str) -> "list[object]":
+    """Pattern on a DN in one-line form; ``/*`` at the end means all names below."""
+    below = text.endswith("/*")
+    return tree_pattern(components(text[:-2] if below else text) + ["*"] * below)
+
+
+def tree_match(pattern: "list[object]", parts: "list[str]") -> bool:
+    """``*`` inside a component never crosses to the next one: ``/atlas/*`` cannot match ``/atlasevil`` (B09)."""
+    below, globs = pattern
+    assert isinstance(globs, list)
+    if not parts or len(parts) < len(globs) or (len(parts) > len(globs) and not below):
+        return False
+    for one, part in zip(globs, parts):
+        if not glob(one, part):
+            return False
+    return True
+
+
+class EnvFilter:
+    """Which environment variables a payload keeps. env: ``{"keep": [...], "strip": [...]}`` of ``NAME``, ``PREFIX*``, ``*SUFFIX``; strip wins."""
+
+    __slots__ = ("keep", "strip")
+
+    def __init__(self, env: "dict[str, list[str]]") -> None:
+        self.keep = _sides(env.get("keep", []))
+        self.strip = _sides(env.get("strip", []))
+
+    def keeps(self, name: str) -> bool:
+        """True when variable ``name`` passes."""
+        return _hit(self.keep, name) and not _hit(self.strip, name)
+
+
+def _sides(patterns: "list[str]") -> "tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]":
+    exact = frozenset(p for p in patterns if "*" not in p)
+    return exact, tuple(p[:-1] for p in patterns if p.endswith("*")), tuple(p[1:] for p in patterns if p.startswith("*") and p != "*")
+
+
+def _hit(sides: "tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]", name: str) -> bool:
+    exact, prefixes, suffixes = sides
+    return name in exact or name.startswith(prefixes) or name.endswith(suffixes)
