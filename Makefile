@@ -21,7 +21,9 @@ LIB        := $(PREFIX)/lib/nodewrap
 
 # The real path: the launcher refuses an interpreter that is reached through a link somebody else owns.
 PYTHON     ?= $(shell readlink -f /usr/bin/python3 2>/dev/null || command -v python3)
-CC         ?= gcc
+ifeq ($(origin CC),default)
+CC         := gcc
+endif
 PANDOC     ?= $(shell command -v pandoc 2>/dev/null)
 # setuid needs root to install; without root there is the user-namespace launcher.
 LAUNCHER   ?= $(if $(ROOT),setuid,userns)
@@ -42,7 +44,7 @@ WARNINGS   := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wformat=2
 HARDENING   = $(eval HARDENING := $$(shell packaging/ccflags.sh cflags $(CC)))$(HARDENING)
 HARDLINK    = $(eval HARDLINK := $$(shell packaging/ccflags.sh ldflags $(CC)))$(HARDLINK)
 CFLAGS     ?= -O2
-DEFINES    := -D_GNU_SOURCE -DNW_VERSION='"$(VERSION)"' -DNW_GUARD='"$(SYSCONFDIR)/nodewrap/guard"' -DNW_LIBEXEC='"$(LIBEXEC)"' \
+DEFINES    := -DNW_VERSION='"$(VERSION)"' -DNW_GUARD='"$(SYSCONFDIR)/nodewrap/guard"' -DNW_LIBEXEC='"$(LIBEXEC)"' \
               -DNW_PYTHON_CLI='"$(LIB)/venv/bin/python3"'
 FLAGS      := -std=gnu11 $(CFLAGS) $(WARNINGS) $(DEFINES)
 
@@ -83,6 +85,7 @@ $(OBJDIR)/nodewrap-%: $(OBJDIR)/launch_%.o $(patsubst csrc/%.c,$(OBJDIR)/%.o,$(S
 $(OBJDIR)/nodewrap: $(OBJDIR)/front.o
 	$(CC) $(HARDLINK) -o $@ $^
 
+.SECONDARY:
 -include $(wildcard $(OBJDIR)/*.d)
 
 # ---- the Python side: one private environment to build with, and a directory of wheels to install from ----

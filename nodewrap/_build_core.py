@@ -40,6 +40,5 @@ ffi.set_source(
     "".join(f'#include "{header}"\n' for header in headers()),
     sources=[os.path.join(CSRC, name) for name in core_files() if name.endswith(".c")],
     include_dirs=[CSRC],
-    define_macros=[("_GNU_SOURCE", None)],
     extra_compile_args=["-std=gnu11"],
 )
