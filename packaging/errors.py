@@ -1,8 +1,7 @@
 """Keep docs/errors.md true: every ``NW-`` code that the code can print has one line there, and no other has.
 
 ``errors.py --check`` prints what differs and exits 1; ``errors.py --add`` adds a line for each code that has none, with its first message as
-the meaning,
-to be edited by whoever added the code.
+the meaning, to be edited by whoever added the code.
 """
 
 from __future__ import annotations

@@ -54,7 +54,8 @@ put_config() {
 # fill TEMPLATE TARGET MODE: @NAME@ replaced by the setting of that name.
 fill() {
     sed -e "s|@PYTHON@|$PYTHON|g" -e "s|@SITE@|$site|g" -e "s|@SYSCONFDIR@|$conf|g" -e "s|@STATEDIR@|$STATEDIR|g" -e "s|@LOGDIR@|$LOGDIR|g" \
-        -e "s|@RUNDIR@|$RUNDIR|g" -e "s|@LIBEXEC@|$LIBEXEC|g" "$1" >"$OBJDIR/filled"
+        -e "s|@RUNDIR@|$RUNDIR|g" -e "s|@LIBEXEC@|$LIBEXEC|g" -e "s|@LAUNCHER@|$LAUNCHER|g" -e "s|@SERVICE_USER@|$SERVICE_USER|g" \
+        -e "s|@CALLERS@|$CALLERS|g" "$1" >"$OBJDIR/filled"
     put "$3" "$OBJDIR/filled" "$2"
 }
 
@@ -111,10 +112,12 @@ install_config() {
 
 install_state() {
     dir "$STATEDIR" 0755
-    dir "$STATEDIR/leases" 0700
-    dir "$STATEDIR/policy" 0755
+    dir "$STATEDIR/leases" 0700 # who runs what is nobody's business
+    dir "$STATEDIR/policy" 0755 # the policy child reads it under its own uid
     dir "$LOGDIR" 0750
-    if live_root && getent group adm >/dev/null; then chgrp adm "$LOGDIR"; fi
+    if live_root && getent group adm >/dev/null; then # adm reads logs, on Debian and EL alike
+        chgrp adm "$LOGDIR"
+    fi
 }
 
 install_man() {
@@ -126,9 +129,13 @@ install_man() {
 
 # The first guard is the tightest that works; the admin widens it. One that is there is the admin's.
 install_guard() {
-    [ ! -e "$DESTDIR$conf/guard" ] || { say "kept your $conf/guard"; return; }
-    staged && return
-    "$LIB/venv/bin/python3" -I -m nodewrap.guard first "$LAUNCHER" "$SERVICE_USER" "$CALLERS"
+    fill packaging/first-guard.in "$LIBEXEC/first-guard" 0755
+    if [ -e "$DESTDIR$conf/guard" ]; then
+        say "kept your $conf/guard"
+    elif ! staged; then
+        "$LIBEXEC/first-guard" >"$OBJDIR/guard"
+        put 0644 "$OBJDIR/guard" "$conf/guard"
+    fi
 }
 
 note_made() {
@@ -141,7 +148,7 @@ staged below $DESTDIR. The package itself must, on the node:
   groupadd -r $CALLERS; useradd -r -U -M -d / -s /usr/sbin/nologin $SERVICE_USER
   chown root:$CALLERS $LIBEXEC/nodewrap-setuid && chmod 4750 $LIBEXEC/nodewrap-setuid
   chmod 0750 $LOGDIR; chmod 0700 $STATEDIR/leases
-  $LIB/venv/bin/python3 -I -m nodewrap.guard first $LAUNCHER $SERVICE_USER $CALLERS    # once, when $conf/guard is absent
+  [ -e $conf/guard ] || $LIBEXEC/first-guard >$conf/guard
 NOTES
 }
 
