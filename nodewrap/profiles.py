@@ -13,13 +13,12 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nodewrap.guard import MAX_PATH, MAX_SIZE, MIN_SIZE, NAMESPACES, GuardError, parse_profiles
+
 Table = dict[str, Any]
 
-NAMESPACES = ("pid", "ipc", "uts", "cgroup", "mount", "net")
-#: Bounds of docs/guard.md, by csrc/line.h.
-MAX_LINES, MAX_BYTES, MAX_LINE, MAX_WORDS = 1000, 256 * 1024, 1023, 32
 #: What ``allow MODE PROFILE…`` and the audit's fields carry as a name.
-NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 #: One word of the line format below ``/``: no blanks, no ``..``, nothing to normalise, so that C and Python see the same place.
 PATH = re.compile(r"(/(?!\.\.?(/|$))[!-.0-~]+)+")
 SIZE = re.compile(r"([1-9][0-9]{0,11})(KiB|MiB|GiB|TiB)?")
@@ -45,12 +44,12 @@ def _text(value: Any) -> Iterator[str]:
 
 def _name(value: Any) -> Iterator[str]:
     if not (isinstance(value, str) and NAME.fullmatch(value)):
-        yield f"{value!r} is not a profile name (lower-case letters, digits, hyphen, at most 32)"
+        yield f"{value!r} is not a profile name (lower-case letters, digits, hyphen, at most 31)"
 
 
 def _hostname(value: Any) -> Iterator[str]:
-    if not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,63}", value)):
-        yield f"{value!r} is not a host name of at most 64 letters, digits, dots and hyphens"
+    if not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]{0,62}", value)):
+        yield f"{value!r} is not a host name of at most 63 letters, digits, dots and hyphens"
 
 
 def _choice(*known: str) -> Callable[[Any], Iterator[str]]:
@@ -75,7 +74,7 @@ def _each(item: Callable[[Any], Iterator[str]]) -> Callable[[Any], Iterator[str]
 
 
 def _path(value: Any) -> Iterator[str]:
-    if not (isinstance(value, str) and PATH.fullmatch(value.rstrip("?")) and value.count("?") <= 1 and len(value) < 900):
+    if not (isinstance(value, str) and PATH.fullmatch(value.rstrip("?")) and value.count("?") <= 1 and len(value) <= MAX_PATH):
         yield f"{value!r} is not an absolute path without blanks, '..' or a trailing '/' (a trailing '?' means: if there)"
 
 
@@ -92,8 +91,8 @@ def _tmpfs(value: Any) -> Iterator[str]:
         yield from _path(path)
         if path.endswith("?"):
             yield f"{path!r}: a tmpfs is always there, leave the '?' out"
-        if not (isinstance(size, str) and SIZE.fullmatch(size)):
-            yield f"{path}: {size!r} is not a size such as '512MiB' or '4GiB'"
+        if not (isinstance(size, str) and SIZE.fullmatch(size) and MIN_SIZE <= size_bytes(size) <= MAX_SIZE):
+            yield f"{path}: {size!r} is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"
 
 
 def _add(value: Any) -> Iterator[str]:
@@ -154,8 +153,8 @@ def _together(name: str, table: Table) -> Iterator[str]:
         for key in ROOT_KEYS:
             if table.get(key):
                 yield f"{key}: needs the mount namespace; add 'mount' to namespaces or leave {key} out"
-    elif not table.get("system"):
-        yield "system: with a mount namespace the root is built from nothing; name at least /usr here"
+    elif not table.get("system") or not table.get("devices"):
+        yield "system, devices: with a mount namespace the root is built from nothing; name at least /usr and null here"
     if table.get("proc") and "pid" not in spaces:
         yield "proc: a fresh /proc shows a pid namespace; add 'pid' to namespaces"
     if table.get("mqueue") and "ipc" not in spaces:
@@ -226,23 +225,17 @@ def render(profiles: dict[str, Table], root: str = "/") -> str:
     """The ``profiles`` file (docs/guard.md) of merged and checked profiles, as this node is now: links of a merged /usr, devices that exist.
 
     root: directory to look at instead of ``/``, for tests. Raises ProfileError when the node cannot have what a profile names, or when the
-    text passes the format's bounds.
+    text is not what ``guard.parse_profiles`` reads.
     """
     lines = ["nodewrap-profiles 1"]
     for name, table in profiles.items():
         lines += ["", *_profile(name, table, root)]
     text = "\n".join(lines) + "\n"
-    _bounded(text)
+    try:
+        parse_profiles(text.encode("ascii"))
+    except GuardError as wrong:
+        raise ProfileError(f"the profiles are more than the launcher reads: {wrong}: {lines[wrong.line - 1][:80]}") from None
     return text
-
-
-def _bounded(text: str) -> None:
-    lines = text.split("\n")
-    if len(lines) > MAX_LINES or len(text) > MAX_BYTES:
-        raise ProfileError(f"profiles: {len(lines)} lines, {len(text)} bytes; the launcher reads at most {MAX_LINES} and {MAX_BYTES}")
-    for line in lines:
-        if len(line) > MAX_LINE or len(line.split()) > MAX_WORDS:
-            raise ProfileError(f"profiles: the launcher reads at most {MAX_LINE} bytes and {MAX_WORDS} words a line: {line[:80]}…")
 
 
 def _profile(name: str, table: Table, root: str) -> Iterator[str]:
