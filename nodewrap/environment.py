@@ -13,6 +13,7 @@ otherwise a program that scans the other way round would see what was hidden beh
 """
 
 from nodewrap import model, usage
+from nodewrap.policy import names
 
 DEFAULT_PATH = "/usr/local/bin:/usr/bin:/bin"
 TMP = "/tmp"  # noqa: S108  a name inside the payload's view, where it is private
@@ -55,7 +56,7 @@ class Patterns:
 
     def match(self, name: str) -> bool:
         """True when one of the patterns matches the whole name."""
-        return name in self.exact or name.startswith(self.prefixes) or any(_pieces(name, parts) for parts in self.rest)
+        return name in self.exact or name.startswith(self.prefixes) or any(names.glob(parts, name) for parts in self.rest)
 
 
 def environment(
@@ -98,19 +99,6 @@ def _keep(env: list[bytes], keep: Patterns, strip: Patterns, taken: "set[str]") 
         if keep.match(name) and not strip.match(name) and not never(name) and not function(value):
             indices.append(index)
     return indices
-
-
-def _pieces(name: str, parts: list[str]) -> bool:
-    """Glob with ``*`` alone, in one pass: parts is the pattern split at its stars."""
-    if not name.startswith(parts[0]):
-        return False
-    at = len(parts[0])
-    for part in parts[1:-1]:
-        found = name.find(part, at)
-        if found < 0:
-            return False
-        at = found + len(part)
-    return name.endswith(parts[-1]) and len(name) - len(parts[-1]) >= at
 
 
 def _list(policy_env: "dict[str, object]", key: str) -> list[str]:

@@ -25,8 +25,8 @@ TEMP_PREFIX = "gltmp."
 EXPOSE_MAX = 32
 NO_COPY = "/dev/null"
 
-#: (uid_t)-1 means "no change" to setreuid(2) and is no account.
-ID_MAX = 2**32 - 2
+#: The highest account: (uid_t)-1 means "no change" to setresuid(2), -2 is nobody's (nodewrap/guard.py has the same bound).
+ID_MAX = 2**32 - 3
 
 #: What ends a path inside a word: blanks, quotes and the shell's own characters, so that ``sh -c 'cd /x/gltmp.y/target && …'`` is understood.
 _ENDS = {ord(char): " " for char in "\t\n\r\v\f'\"`;:,&|()<>{}[]=$*?!#\\"}
