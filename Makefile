@@ -137,7 +137,7 @@ INSTALL_ENV = DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' SYSCONFDIR='$(SYSCONFDIR)'
               CALLERS='$(CALLERS)' OBJDIR='$(OBJDIR)' WHEELS='$(WHEELS)' VPY='$(VPY)' MANPAGES='$(MANPAGES)' PURGE='$(PURGE)'
 
 .PHONY: install
-install: build ## install below PREFIX (root: every launcher; else: the user-namespace launcher alone)
+install: build ## install below PREFIX (root: LAUNCHER=setuid; else LAUNCHER=userns alone)
 	@$(INSTALL_ENV) packaging/install.sh install
 
 .PHONY: uninstall

@@ -1,9 +1,9 @@
 #!/bin/sh
 # Usage (by make): install.sh install|uninstall, all settings from the environment (see INSTALL_ENV in the Makefile).
 #
-# As root: every launcher, the setuid one 4750 root:$CALLERS; the service account; everything root-owned. As another user: the user-namespace launcher alone.
+# With LAUNCHER=setuid (root): both launchers, the setuid one 4750 root:$CALLERS, and the service account. With LAUNCHER=userns: that launcher alone, no account.
 # Under DESTDIR no account is made and no mode is set that needs one: what the package must do is printed instead.
-# Directories and accounts that did not exist before are noted in $LIB/made and $SYSCONFDIR/nodewrap/accounts, so that uninstall takes back just those.
+# Directories and accounts that did not exist before are noted in $SYSCONFDIR/nodewrap/made, so that uninstall takes back just those.
 set -eu
 umask 022
 
@@ -15,12 +15,11 @@ die() {
 
 is_root() { [ "$(id -u)" -eq 0 ]; }
 staged() { [ -n "$DESTDIR" ]; }
-# Accounts and owners are ours to set only on a live system, by root.
+# Accounts and owners are set only on a live system, by root.
 live_root() { is_root && ! staged; }
 
 conf=$SYSCONFDIR/nodewrap
-made=$DESTDIR$LIB/made
-accounts=$DESTDIR$conf/accounts
+made=$DESTDIR$conf/made
 
 # ---- install ----
 
@@ -60,23 +59,26 @@ fill() {
 }
 
 make_accounts() {
-    getent group "$CALLERS" >/dev/null || { groupadd -r "$CALLERS" && say "group $CALLERS" >>"$accounts"; }
+    getent group "$CALLERS" >/dev/null || { groupadd -r "$CALLERS" && say "group $CALLERS" >>"$made"; }
     getent passwd "$SERVICE_USER" >/dev/null || {
         useradd -r -U -M -d / -s /usr/sbin/nologin -c 'nodewrap policy child' "$SERVICE_USER"
-        say "user $SERVICE_USER" >>"$accounts"
+        say "user $SERVICE_USER" >>"$made"
     }
+}
+
+install_setuid() {
+    put 0750 "$OBJDIR/nodewrap-setuid" "$LIBEXEC/nodewrap-setuid"
+    staged && return
+    chown "root:$CALLERS" "$LIBEXEC/nodewrap-setuid" # before chmod: chown clears the setuid bit
+    chmod 4750 "$LIBEXEC/nodewrap-setuid"
 }
 
 install_launchers() {
     dir "$LIBEXEC"
     dir "$PREFIX/bin"
     put 0755 "$OBJDIR/nodewrap-userns" "$LIBEXEC/nodewrap-userns"
-    if is_root; then
-        # Owner and group first: chown clears the setuid bit.
-        put 0750 "$OBJDIR/nodewrap-setuid" "$LIBEXEC/nodewrap-setuid"
-        staged || chown "root:$CALLERS" "$LIBEXEC/nodewrap-setuid"
-        staged || chmod 4750 "$LIBEXEC/nodewrap-setuid"
-    fi
+    rm -f "$DESTDIR$LIBEXEC/nodewrap-setuid" # a site that changed to userns must not keep it
+    [ "$LAUNCHER" != setuid ] || install_setuid
     put 0755 "$OBJDIR/nodewrap" "$PREFIX/bin/nodewrap"
     for name in glexec mkgltempdir; do # drop-ins by name
         ln -sfn nodewrap "$DESTDIR$PREFIX/bin/$name"
@@ -93,7 +95,7 @@ install_python() {
     fill packaging/paths.py.in "$LIB/venv.new/lib/$pyname/site-packages/nodewrap/_paths.py" 0644
     # unchecked-hash: the .pyc is used without a look at the source's time stamp, and no run of root's ever rewrites one.
     "$PYTHON" -m compileall -q --invalidation-mode unchecked-hash -s "$new" -p "$LIB/venv" "$new/lib/$pyname/site-packages"
-    rm -f "$new"/bin/[Aa]ctivate*
+    rm -rf "$new"/bin/[Aa]ctivate* "$new/lib/$pyname/site-packages/bin" # scripts of the libraries, which nobody calls
     sed -i "s|$DESTDIR$LIB/venv\.new|$LIB/venv|g" "$new/pyvenv.cfg"
     rm -rf "$DESTDIR$LIB/venv.old"
     [ ! -d "$DESTDIR$LIB/venv" ] || mv "$DESTDIR$LIB/venv" "$DESTDIR$LIB/venv.old"
@@ -139,7 +141,7 @@ install_guard() {
 }
 
 note_made() {
-    for path in $fresh; do say "$path"; done >>"$made"
+    for path in $fresh; do say "dir $path"; done >>"$made"
 }
 
 packager_notes() {
@@ -158,7 +160,7 @@ do_install() {
     site=$LIB/venv/lib/$pyname/site-packages
     [ "$LAUNCHER" != setuid ] || is_root || die "the setuid launcher needs root to install: run make install as root, or with LAUNCHER=userns"
     dir "$conf"
-    if live_root; then make_accounts; fi
+    if live_root && [ "$LAUNCHER" = setuid ]; then make_accounts; fi
     install_launchers
     install_python
     install_config
@@ -166,41 +168,48 @@ do_install() {
     install_man
     note_made
     install_guard
-    if staged; then packager_notes; fi
+    if staged && [ "$LAUNCHER" = setuid ]; then packager_notes; fi
     say "installed below $DESTDIR$PREFIX, launcher $LAUNCHER; next: $PREFIX/bin/nodewrap doctor"
 }
 
 # ---- uninstall ----
 
+# Innermost first; a directory that holds something else stays.
+remove_dirs() {
+    printf '%s\n' "$noted" | sed -n 's/^dir //p' | sort -r | while read -r path; do
+        [ ! -d "$DESTDIR$path" ] || [ -n "$(ls -A "$DESTDIR$path")" ] || rmdir "$DESTDIR$path"
+    done
+}
+
 remove_accounts() {
-    [ -e "$accounts" ] || return 0
-    while read -r kind name; do
+    printf '%s\n' "$noted" | while read -r kind name; do
         case $kind in
         user) userdel "$name" ;;
         group) groupdel "$name" ;;
-        *) die "$accounts: '$kind' is neither user nor group; remove that line and run make uninstall PURGE=1 again" ;;
         esac
-    done <"$accounts"
+    done
+}
+
+remove_programs() {
+    for page in docs/man/*.md; do
+        page=$(basename "$page" .md)
+        rm -f "$DESTDIR$MANDIR/man${page##*.}/$page"
+    done
+    for name in nodewrap glexec mkgltempdir; do rm -f "$DESTDIR$PREFIX/bin/$name"; done
+    rm -rf "$DESTDIR${LIBEXEC:?}" "$DESTDIR${LIB:?}" "$DESTDIR${RUNDIR:?}"
 }
 
 do_uninstall() {
-    dirs=$(cat "$made" 2>/dev/null || true)
-    for page in $(cd docs/man && ls); do
-        page=${page%.md}
-        rm -f "$DESTDIR$MANDIR/man${page##*.}/$page"
-    done
-    rm -f "$DESTDIR$PREFIX/bin/nodewrap" "$DESTDIR$PREFIX/bin/glexec" "$DESTDIR$PREFIX/bin/mkgltempdir"
-    rm -rf "${DESTDIR:?}$LIBEXEC" "${DESTDIR:?}$LIB" "${DESTDIR:?}$RUNDIR"
+    noted=$(cat "$made" 2>/dev/null || true)
+    remove_programs
     if [ -n "$PURGE" ]; then
         if live_root; then remove_accounts; fi
-        rm -rf "$DESTDIR$conf" "$DESTDIR$STATEDIR" "$DESTDIR$LOGDIR"
+        rm -rf "$DESTDIR${conf:?}" "$DESTDIR${STATEDIR:?}" "$DESTDIR${LOGDIR:?}"
     else
+        noted=$(printf '%s\n' "$noted" | grep -v -e " $STATEDIR" -e " $LOGDIR" -e " $conf" || true)
         say "kept $conf, $STATEDIR and $LOGDIR: make uninstall PURGE=1 removes them and the accounts"
     fi
-    # Innermost first; one that holds something else stays.
-    for path in $(printf '%s\n' "$dirs" | sort -r); do
-        rmdir "$DESTDIR$path" 2>/dev/null || [ ! -d "$DESTDIR$path" ] || [ -n "$(ls -A "$DESTDIR$path")" ] || die "cannot remove the empty directory $path"
-    done
+    remove_dirs
 }
 
 for word in "$DESTDIR" "$PREFIX" "$SYSCONFDIR" "$STATEDIR" "$LOGDIR" "$RUNDIR" "$MANDIR"; do
