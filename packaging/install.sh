@@ -105,10 +105,13 @@ install_python() {
 }
 
 install_config() {
-    dir "$conf"
     dir "$conf/policy.d"
+    dir "$conf/examples"
     for file in policies/*.toml; do
-        put_config "$file" "$conf/$(basename "$file")"
+        case $file in
+        */nodewrap.toml | */profiles.toml) put_config "$file" "$conf/$(basename "$file")" ;;
+        *) put 0644 "$file" "$conf/examples/$(basename "$file")" ;;
+        esac
     done
 }
 

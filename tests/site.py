@@ -260,7 +260,7 @@ class Site:
 
     def policy(self, toml):
         """Install toml as the whole policy of this site and apply it, as its administrator."""
-        self.write(self.sysconf / "policy.toml", toml)
+        self.write(self.sysconf / "nodewrap.toml", toml)
         return self.admin("policy", "apply")
 
     def write(self, path, text, mode=0o644):

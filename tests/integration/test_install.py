@@ -146,7 +146,7 @@ def test_uninstall_without_purge_keeps_policy_state_and_log(session, prefix, nam
 def test_second_install_keeps_an_edited_policy_and_the_guard(prefix):
     launcher = "LAUNCHER=userns"
     make("install", prefix, launcher)
-    shipped = sorted((prefix / "etc/nodewrap").glob("*.toml"))[0]
+    shipped = prefix / "etc/nodewrap/profiles.toml"
     edited = {shipped: shipped.read_text() + "# mine\n", prefix / "etc/nodewrap/guard": "nodewrap-guard 1\n"}
     for path, text in edited.items():
         path.write_text(text)
