@@ -70,43 +70,51 @@ def _value(text: str) -> str:
     return " ".join((text if text.isascii() else normalize("NFC", text)).split())
 
 
-def _rdn(name: str, value: str) -> str:
-    return name + "=" + _value(value)
-
-
-def _slash(dn: str) -> "list[str]":
-    """Components of OpenSSL's one-line form. A slash that no ``TYPE=`` follows belongs to the value (``/CN=host/wn1.example.org``)."""
-    parts: list[list[str]] = []
-    for piece in dn.split("/")[1:]:
-        head, equals, value = piece.partition("=")
-        name = _type(head) if equals else ""
-        if name:
-            parts.append([name, value])
-        elif parts:
-            parts[-1][1] += "/" + piece
+def _cut(text: str, mark: str) -> "list[str]":
+    """``text`` at each ``mark`` that a ``TYPE=`` follows; any other belongs to the value (``/CN=host/wn1.example.org``, ``CN=C++``)."""
+    pieces: list[str] = []
+    for piece in text.split(mark):
+        head, equals, _ = piece.partition("=")
+        if pieces and not (equals and _type(head)):
+            pieces[-1] += mark + piece
         else:
-            parts.append(["?", piece])
-    return [_rdn(name, value) for name, value in parts]
+            pieces.append(piece)
+    return pieces
+
+
+def _pair(text: str) -> str:
+    head, equals, value = text.partition("=")
+    return (_type(head) or "?") + "=" + _value(_der(value)) if equals else "?=" + _value(text)
+
+
+def _rdn(text: str) -> str:
+    """One RDN; the attributes of a multi-valued one are a set, so they are sorted."""
+    return "+".join(sorted([_pair(piece) for piece in _cut(text, "+")]))
+
+
+def _hide(char: str) -> str:
+    """An escaped or quoted character as a hexadecimal escape, so that no later step takes it for a separator."""
+    return f"\\x{ord(char):02X}" if char.isascii() else char
 
 
 def _split(dn: str) -> "list[str]":
-    """The RFC 4514 form, cut at the separators that are neither escaped nor quoted; quotes are dropped."""
+    """The RFC 4514 form, cut at the commas and semicolons that are neither escaped nor quoted."""
     pieces = [""]
     quoted = False
     at = 0
     while at < len(dn):
         char = dn[at]
-        step = 1
+        size = 1
         if char == "\\":
-            step = _escaped(dn, at) or 2
-            pieces[-1] += dn[at:at + step] if step > 2 else dn[at + 1:at + 2]
+            size = _escaped(dn, at) or 2
+            pieces[-1] += dn[at:at + size] if size > 2 else _hide(dn[at + 1:at + 2] or char)
         elif char == '"':
             quoted = not quoted
-        elif char in ",;+" and not quoted:
+        elif char in ",;" and not quoted:
             pieces.append("")
         else:
-            pieces[-1] += char
-        at += step
+            pieces[-1] += _hide(char) if quoted else char
+        at += size
     return pieces
 
 
@@ -118,18 +126,13 @@ def _der(value: str) -> str:
     return bytes.fromhex(digits[5:]).decode("utf-8", "replace")
 
 
-def _comma(dn: str) -> "list[str]":
-    """Components of the RFC 4514 form, in the order written."""
-    parts = [piece.partition("=") for piece in _split(dn)]
-    return [_rdn(_type(head) or "?", _der(value)) for head, _, value in parts]
-
-
 def components(dn: str) -> "list[str]":
     """``TYPE=value`` of each RDN, root first, types canonical, blanks collapsed. The RFC 4514 form (leaf first) is turned round."""
     dn = dn.strip()
     if not dn:
         return []
-    return _slash(dn) if dn.startswith("/") else _comma(dn)[::-1]
+    pieces = _cut(dn[1:], "/") if dn.startswith("/") else _split(dn)[::-1]
+    return [_rdn(piece) for piece in pieces]
 
 
 def canonical_dn(dn: str) -> str:
@@ -240,31 +243,4 @@ def tree_match(pattern: "list[object]", parts: "list[str]") -> bool:
     assert isinstance(globs, list)
     if not parts or len(parts) < len(globs) or (len(parts) > len(globs) and not below):
         return False
-    for one, part in zip(globs, parts):
-        if not glob(one, part):
-            return False
-    return True
-
-
-class EnvFilter:
-    """Which environment variables a payload keeps. env: ``{"keep": [...], "strip": [...]}`` of ``NAME``, ``PREFIX*``, ``*SUFFIX``; strip wins."""
-
-    __slots__ = ("keep", "strip")
-
-    def __init__(self, env: "dict[str, list[str]]") -> None:
-        self.keep = _sides(env.get("keep", []))
-        self.strip = _sides(env.get("strip", []))
-
-    def keeps(self, name: str) -> bool:
-        """True when variable ``name`` passes."""
-        return _hit(self.keep, name) and not _hit(self.strip, name)
-
-
-def _sides(patterns: "list[str]") -> "tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]":
-    exact = frozenset(p for p in patterns if "*" not in p)
-    return exact, tuple(p[:-1] for p in patterns if p.endswith("*")), tuple(p[1:] for p in patterns if p.startswith("*") and p != "*")
-
-
-def _hit(sides: "tuple[frozenset[str], tuple[str, ...], tuple[str, ...]]", name: str) -> bool:
-    exact, prefixes, suffixes = sides
-    return name in exact or name.startswith(prefixes) or name.endswith(suffixes)
+    return all(glob(one, part) for one, part in zip(globs, parts))

@@ -1,0 +1,8 @@
+"""``python3 -m nodewrap``: everything but ``run``, which is the launcher's."""
+
+import sys
+
+from nodewrap.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
