@@ -1,21 +1,15 @@
-"""Guard and profiles as the launcher reads them (docs/guard.md): the Python twin of ``csrc/guard.c``, and the writer of a first guard.
+"""Guard and profiles as the launcher reads them (docs/guard.md): the Python twin of ``csrc/guard.c``.
 
-The twin exists to disagree: differential tests feed both the same bytes and compare what they accept and what they make of it.
-``python3 -m nodewrap.guard first LAUNCHER SERVICE_USER CALLERS`` writes the first guard at ``make install``.
+The twin exists to disagree: differential tests feed both the same bytes and compare what they accept and what they make of it. Commands that
+look at a node (`doctor`, `audit show`) read the guard with it.
 """
 
 from __future__ import annotations
 
-import grp
-import os
-import pwd
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from nodewrap import _paths
 
 MAX_LINES, MAX_BYTES, MAX_LINE, MAX_WORDS = 1000, 256 * 1024, 1023, 32
 MAX_PATH, MAX_NAME, MAX_FILE_NAME = 255, 31, 63
@@ -369,7 +363,7 @@ def _profile_line(profiles: dict[str, Profile], seen: set[str], key: str, words:
         setattr(now, name, read(words))
 
 
-# ---- the first guard ----
+# ---- and back to text ----
 
 
 def render_guard(guard: Guard, notes: Iterable[str] = ()) -> str:
@@ -390,82 +384,3 @@ def _rendered(value: Any) -> str:
     if isinstance(value, tuple):
         return " ".join(f"{part.first}-{part.last}" if isinstance(part, Range) else str(part) for part in value)
     return str(value)
-
-
-def write_guard(path: str, text: str) -> None:
-    """Write a new guard, mode 0644, whole or not at all. Raises GuardError when the text is none, FileExistsError when there is one already."""
-    parse_guard(text.encode("ascii"))
-    part = f"{path}.new"
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644), "w", encoding="ascii") as file:
-        os.fchmod(file.fileno(), 0o644)
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    try:
-        os.link(part, path)  # unlike rename, this fails when the admin's guard is there
-    finally:
-        os.unlink(part)
-
-
-def first_guard(launcher: str, service_user: str, callers: str) -> str:
-    """The tightest guard that works on this node, as text. Raises KeyError when the service user or the callers' group does not exist."""
-    guard = Guard(launcher, _paths.PYTHON, f"{_paths.LIBEXEC}/serve.py", policy=f"{_paths.STATEDIR}/policy", state=f"{_paths.STATEDIR}/leases")
-    guard.audit = f"{_paths.LOGDIR}/audit.jsonl"
-    guard.ca_dir, guard.voms_dir = "/etc/grid-security/certificates", "/etc/grid-security/vomsdir"
-    guard.cgroup = _cgroup2()
-    guard.allow = {"map": ("strict", "batch"), "log-only": ("strict", "batch")}
-    if launcher == "userns":
-        guard.caller_uid = (Range(1, HIGHEST_ID) if os.getuid() == 0 else Range(os.getuid(), os.getuid()),)
-        return render_guard(guard, NOTES)
-    service = pwd.getpwnam(service_user)
-    guard.child = (service.pw_uid, service.pw_gid)
-    guard.syslog = os.path.exists("/dev/log")
-    guard.caller_uid = _callers(callers)
-    guard.map_uid = (MAP_BLOCK,)
-    return render_guard(guard, [*NOTES, *SWITCH_NOTES])
-
-
-NOTES = (
-    "The bounds of every decision on this node; docs/guard.md has the words. Written by make install: the tightest guard that works.",
-    "It must belong to root, like every directory above it. After a change: nodewrap doctor",
-)
-SWITCH_NOTES = (
-    "Accounts to switch to are yours to name: their uid and gid ranges, and the profiles, for example",
-    "  switch-uid 20001-20100",
-    "  switch-gid 20001-20100",
-    "  allow switch strict batch compat",
-    "map-uid lies above the ids that distributions and systemd hand out (systemd: UIDS-GIDS.md) and below 2^31, which old file formats end at.",
-)
-#: For mode map: 65,536 ids that no account and no container of this node should have.
-MAP_BLOCK = Range(2_000_000_000, 2_000_065_535)
-
-
-def _callers(group: str) -> tuple[Range, ...]:
-    """The members of the callers' group, each by itself; ordinary accounts while it has none: the group still decides who may start the launcher."""
-    entry = grp.getgrnam(group)
-    uids = sorted({pwd.getpwnam(name).pw_uid for name in entry.gr_mem} | {user.pw_uid for user in pwd.getpwall() if user.pw_gid == entry.gr_gid})
-    uids = [uid for uid in uids if uid > 0]
-    return tuple(Range(uid, uid) for uid in uids) if 0 < len(uids) <= MAX_RANGES else (Range(LOWEST_ACCOUNT, 60000),)
-
-
-def _cgroup2() -> str:
-    """Where cgroup v2 is mounted, "" when it is not (/proc/self/mountinfo, proc(5))."""
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
-        places = [line.split(" ")[4] for line in mounts if " - cgroup2 " in line]
-    return places[0] if places else ""
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) != 4 or argv[0] != "first":
-        print("usage: python3 -m nodewrap.guard first LAUNCHER SERVICE_USER CALLERS", file=sys.stderr)
-        return 201
-    try:
-        write_guard(_paths.GUARD, first_guard(*argv[1:]))
-    except (OSError, KeyError, GuardError) as wrong:
-        print(f"NW-GUARD-WRITE: {_paths.GUARD}: {wrong}; next: make the account or directory that is missing, then run this again", file=sys.stderr)
-        return 202
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
