@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asn1crypto import cms, core, parser, x509
+from asn1crypto import cms, core, parser, x509  # type: ignore[import-untyped]
 
 from nodewrap.credentials.certificate import Certificate, check_known, read_certificate, read_extensions
 from nodewrap.credentials.errors import parsing

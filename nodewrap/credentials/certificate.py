@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-from asn1crypto import core, x509
+from asn1crypto import core, x509  # type: ignore[import-untyped]
 from cryptography import x509 as strict
 
 from nodewrap.credentials.errors import deny, parsing

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asn1crypto import crl as asn1
+from asn1crypto import crl as asn1  # type: ignore[import-untyped]
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 

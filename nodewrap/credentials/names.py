@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 
-from asn1crypto import core, parser
+from asn1crypto import core, parser  # type: ignore[import-untyped]
 
 from nodewrap.credentials.errors import deny, parsing, show
 
@@ -77,6 +77,8 @@ def read_name(der: bytes) -> Name:
     """Name from its DER; Refusal NW-X509-DN when it cannot be written in one unambiguous line, NW-X509-PARSE when it is no name."""
     with parsing("a distinguished name"):
         rdns = [[_attribute(attribute) for attribute in rdn] for rdn in _Name.load(der, strict=True)]
+        if _encode(rdns) != der:
+            raise ValueError("not DER")
     for rdn in rdns:
         for oid, tag, value in rdn:
             _check_value(oid, tag, value)
@@ -100,6 +102,12 @@ def _attribute(attribute: core.Sequence) -> tuple[str, int, bytes]:
     if (class_, method) != (0, 0):
         raise ValueError("not a primitive universal string")
     return attribute["type"].dotted, tag, value
+
+
+def _encode(rdns: list[list[tuple[str, int, bytes]]]) -> bytes:
+    """The one DER of these attributes: asn1crypto would also read BER, where one name has many encodings (and many old hashes)."""
+    sets = [b"".join(_tlv(1, 16, _oid(oid) + _tlv(0, tag, value)) for oid, tag, value in rdn) for rdn in rdns]
+    return _tlv(1, 16, b"".join(_tlv(1, 17, attributes) for attributes in sets))
 
 
 def _check_value(oid: str, tag: int, value: bytes) -> None:
@@ -141,7 +149,7 @@ def _canonical_entry(oid: str, text: str) -> bytes:
     """x_name.c: as UTF8String, outer blanks cut, inner runs of blanks to one, ASCII letters to lower case."""
     folded = re.sub(r"[ ]+", " ", text.strip(" "))
     lowered = "".join(c.lower() if c < "\x80" else c for c in folded)
-    return _tlv(1, 16, bytes(core.ObjectIdentifier(oid).dump()) + _tlv(0, 12, lowered.encode()))
+    return _tlv(1, 16, _oid(oid) + _tlv(0, 12, lowered.encode()))
 
 
 def _last_cn(rdns: list[list[tuple[str, int, bytes]]]) -> str:
@@ -150,6 +158,10 @@ def _last_cn(rdns: list[list[tuple[str, int, bytes]]]) -> str:
         return ""
     _, tag, value = rdns[-1][0]
     return value.decode(_STRINGS[tag])
+
+
+def _oid(dotted: str) -> bytes:
+    return bytes(core.ObjectIdentifier(dotted).dump())
 
 
 def _tlv(method: int, tag: int, contents: bytes) -> bytes:

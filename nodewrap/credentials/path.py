@@ -9,7 +9,7 @@ from nodewrap.credentials.certificate import Certificate, read_certificate
 from nodewrap.credentials.crl import check_revocation
 from nodewrap.credentials.errors import deny, parsing
 from nodewrap.credentials.names import Name
-from nodewrap.credentials.trust import Context
+from nodewrap.credentials.trust import X509_TIME, Context
 
 #: CAs above an end-entity certificate, and CAs whose names share a hash.
 MAX_CAS = 8
@@ -79,7 +79,7 @@ def _check_ca(ca: Certificate, below: list[Certificate], context: Context) -> No
         raise deny("NW-X509-CA", f"{name} may not sign certificates (keyUsage); use a certificate from a CA that may")
     if 0 <= ca.path_length < len(below):
         raise deny("NW-X509-PATHLEN", f"too many CAs below {name}: its path length is {ca.path_length}; use a certificate with a shorter chain")
-    context.check_time(ca.not_before, ca.not_after, f"CA certificate {name}", "NW-X509")
+    context.check_time(ca.not_before, ca.not_after, f"CA certificate {name}", X509_TIME)
 
 
 def _check_signing_policy(certificate: Certificate, ca: Certificate, context: Context) -> None:

@@ -11,8 +11,8 @@ from nodewrap.credentials.errors import mistake, parsing
 MAX_BYTES = 1 << 20
 MAX_CERTIFICATES = 32
 
-#: Bodies hold no "-", so matching is linear in the size of the file whatever is in it.
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n([^-]*)-----END \1-----")
+#: A body ends at the first "-----", so matching is linear in the size of the file whatever is in it.
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n((?:[^-]|-(?!----))*)-----END \1-----")
 _KEYS = (b"PRIVATE KEY", b"RSA PRIVATE KEY", b"EC PRIVATE KEY")
 _CERTIFICATES = (b"CERTIFICATE", b"X509 CERTIFICATE")
 

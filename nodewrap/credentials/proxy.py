@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nodewrap.credentials.certificate import ALTERNATIVE_NAMES, INHERIT_ALL, LIMITED, Certificate
 from nodewrap.credentials.errors import deny
-from nodewrap.credentials.trust import Context
+from nodewrap.credentials.trust import PROXY_TIME, X509_TIME, Context
 
 MAX_PROXIES = 16
 
@@ -48,7 +48,7 @@ def _find_signer(proxy: Certificate, spare: list[Certificate]) -> Certificate:
 def _check_end_entity(eec: Certificate, context: Context) -> None:
     if eec.is_ca:
         raise deny("NW-X509-EEC-CA", f"{eec.subject.oneline} is a CA; a CA's certificate is not a user's, and signs no proxy")
-    context.check_time(eec.not_before, eec.not_after, f"certificate {eec.subject.oneline}", "NW-X509")
+    context.check_time(eec.not_before, eec.not_after, f"certificate {eec.subject.oneline}", X509_TIME)
 
 
 def _check_shape(proxy: Certificate, issuer: Certificate) -> None:
@@ -79,7 +79,7 @@ def _check_usage(proxy: Certificate, issuer: Certificate) -> None:
 
 def _check_times(proxy: Certificate, context: Context) -> None:
     name, most = proxy.subject.oneline, context.options.max_proxy_lifetime_s
-    context.check_time(proxy.not_before, proxy.not_after, f"proxy {name}", "NW-PROXY")
+    context.check_time(proxy.not_before, proxy.not_after, f"proxy {name}", PROXY_TIME)
     if most and proxy.not_after - proxy.not_before > most:
         raise deny(
             "NW-PROXY-LIFETIME",

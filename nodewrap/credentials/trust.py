@@ -11,6 +11,12 @@ from nodewrap.credentials.errors import deny
 MAX_LOOKUPS = 48
 
 
+#: The codes of ``Context.check_time``, by what is not valid.
+X509_TIME = ("NW-X509-FUTURE", "NW-X509-EXPIRED")
+PROXY_TIME = ("NW-PROXY-FUTURE", "NW-PROXY-EXPIRED")
+VOMS_TIME = ("NW-VOMS-FUTURE", "NW-VOMS-EXPIRED")
+
+
 class Trust(abc.ABC):
     """Gives trust files by name; listing is not possible. None: there is no such file. Any other failure is the implementation's Refusal."""
 
@@ -83,13 +89,13 @@ class Context:
         if text not in self.notes:
             self.notes.append(text)
 
-    def check_time(self, not_before: int, not_after: int, what: str, code: str) -> None:
-        """Refusal ``<code>-FUTURE`` or ``<code>-EXPIRED`` outside of the validity, clock_skew_s granted at both ends."""
+    def check_time(self, not_before: int, not_after: int, what: str, codes: tuple[str, str]) -> None:
+        """Refusal with ``codes`` (not yet valid, expired) outside of the validity, clock_skew_s granted at both ends."""
         skew = self.options.clock_skew_s
         if self.now < not_before - skew:
-            raise deny(f"{code}-FUTURE", f"{what} is valid in {not_before - self.now} s only; check the clock of this node and of the issuer")
+            raise deny(codes[0], f"{what} is valid in {not_before - self.now} s only; check the clock of this node and of the issuer")
         if self.now > not_after + skew:
-            raise deny(f"{code}-EXPIRED", f"{what} expired {self.now - not_after} s ago; renew it")
+            raise deny(codes[1], f"{what} expired {self.now - not_after} s ago; renew it")
 
     def _once(self, kind: str, name: str) -> bytes | None:
         key = (kind, name)

@@ -10,7 +10,7 @@ from nodewrap.credentials.errors import deny, parsing, show
 from nodewrap.credentials.keys import signed_by
 from nodewrap.credentials.names import same_text
 from nodewrap.credentials.path import check_path
-from nodewrap.credentials.trust import Context
+from nodewrap.credentials.trust import VOMS_TIME, X509_TIME, Context
 from nodewrap.model import Refusal
 
 #: Names become a path below vomsdir: no slash, no leading dot.
@@ -38,9 +38,10 @@ def check_voms(chain: list[Certificate], context: Context) -> Attributes:
     """
     try:
         return _read_attributes(chain, context)
-    except Refusal as refusal:
+    except Refusal as found:
+        refusal = _as_voms(found)
         if not context.options.allow_without_voms:
-            raise _as_voms(refusal) from refusal.__cause__
+            raise refusal from found.__cause__
         context.note(f"no VOMS attributes: {refusal.code}: {refusal.text}")
         return Attributes()
 
@@ -86,7 +87,7 @@ def _check_ac(ac: Ac, eec: Certificate, context: Context) -> tuple[str, int]:
             f"the attribute certificate of VO {vo} belongs to another certificate than {eec.subject.oneline}; "
             "make a new proxy",
         )
-    context.check_time(ac.not_before, ac.not_after, f"attribute certificate of VO {vo}", "NW-VOMS")
+    context.check_time(ac.not_before, ac.not_after, f"attribute certificate of VO {vo}", VOMS_TIME)
     _check_extensions(ac, vo, context)
     server = _check_signature(ac, vo)
     cas = _check_server(server, ac, context)
@@ -148,7 +149,7 @@ def _check_server(server: Certificate, ac: Ac, context: Context) -> list[Certifi
             f"{name} is not a server certificate that may sign (CA, proxy, or keyUsage without digitalSignature); "
             "ask the VO",
         )
-    context.check_time(server.not_before, server.not_after, f"VOMS server certificate {name}", "NW-X509")
+    context.check_time(server.not_before, server.not_after, f"VOMS server certificate {name}", X509_TIME)
     return check_path(server, ac.certificates[1:], context)
 
 
