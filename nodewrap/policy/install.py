@@ -92,7 +92,7 @@ def _fill(directory: str, policy: dict[str, Any]) -> None:
     for name in os.listdir(directory):
         os.chmod(os.path.join(directory, name), 0o644)
         _sync(os.path.join(directory, name))
-    os.chmod(directory, 0o755)  # whatever the umask: the policy child is another user
+    os.chmod(directory, 0o755)  # noqa: S103  the policy child, another user, reads here, whatever the umask of root was
     _sync(directory)
 
 

@@ -35,7 +35,7 @@ def lint(sources: Sources, document: Table, policy: Table, now: float | None = N
 
 
 def _callers(sources: Sources, document: Table) -> None:
-    if not document.get("caller"):
+    if document["site"]["multi_user"] == "yes" and not document.get("caller"):
         sources.report((), "NW-POLICY-CONTRADICTION", "there is no [[caller]], so nobody may call; next: add one, if that is not meant", True)
 
 
@@ -121,7 +121,16 @@ def _covers(wide: Table, narrow: Table) -> bool:
 def _covers_key(key: str, wide: Any, narrow: Any) -> bool:
     if key == "assurance":
         return model.ASSURANCE.index(wide) <= model.ASSURANCE.index(narrow)
-    return set(narrow) <= set(wide)
+    return all(any(_covers_pattern(key, one, other) for one in wide) for other in narrow)
+
+
+def _covers_pattern(key: str, wide: str, narrow: str) -> bool:
+    """A pattern read as text: what matches that, matches all that it stands for."""
+    if wide == narrow:
+        return True
+    if key in ("fqan", "dn"):
+        return wide.endswith("/*") and "*" not in wide[:-1] and (narrow + "/").startswith(wide[:-1])
+    return key in ("caller", "host") and names.glob(wide.split("*"), narrow)
 
 
 def _vo_of_fqans(sources: Sources, document: Table, number: int) -> None:
