@@ -1,0 +1,118 @@
+/* Step 8: end every process of the run, and prove it. Atomic means first (namespace init, cgroup.kill), never a walk by name (I22). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "run.h"
+
+#define PATIENCE_MS 10000       /* a process in uninterruptible sleep may take this long; then it is reported as left */
+
+static bool populated(struct nw_run *r)
+{
+	int fd = openat(r->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	char text[256] = "";
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+
+	nwp_close(&fd);
+	return n > 0 && strstr(text, "populated 1");
+}
+
+static void kill_cgroup(struct nw_run *r)
+{
+	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+
+	if (fd >= 0 && write(fd, "1", 1) != 1)
+		r->left = 1;
+	nwp_close(&fd);
+}
+
+/* The end of a leased id: everything that still has it. From inside that uid, so that kill(-1) reaches nobody else. */
+static void kill_uid(struct nw_run *r)
+{
+	pid_t p = r->launcher->privileged && r->decision.exclusive ? fork() : -1;
+
+	if (p == 0) {
+		if (setresgid(r->id.gid, r->id.gid, r->id.gid) || setresuid(r->id.uid, r->id.uid, r->id.uid))
+			_exit(1);
+		while (kill(-1, SIGKILL) == 0)
+			usleep(1000);
+		_exit(errno != ESRCH);  /* ESRCH: none is left, which is the proof */
+	}
+	int status = 0;
+	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
+		;
+	if (p > 0 && status)
+		r->left = 1;
+}
+
+/* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */
+static int kill_children(struct nw_run *r, uint64_t deadline)
+{
+	char text[4096];
+	int killed = 0;
+
+	for (;;) {
+		int fd = open("/proc/thread-self/children", O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
+		pid_t p;
+
+		nwp_close(&fd);
+		text[n > 0 ? n : 0] = 0;
+		for (char *s = text, *end; (p = (pid_t)strtol(s, &end, 10)) > 0 && *end; s = end)
+			kill(p, SIGKILL);       /* our own child: its pid cannot be another's before we reap it */
+		while ((p = waitpid(-1, NULL, WNOHANG)) > 0)
+			killed++;
+		if (p < 0)
+			return killed;          /* ECHILD: counted to zero */
+		if (nwp_now_ms() > deadline) {
+			r->left = 1;
+			return killed;
+		}
+		usleep(500);
+	}
+}
+
+void nwp_end_processes(struct nw_run *r)
+{
+	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+	struct pollfd p = { r->init_fd, POLLIN, 0 };
+	int status, orphans;
+
+	if (r->init <= 0)
+		return;
+	nwp_pidfd_signal(r->init_fd, SIGKILL);
+	kill_cgroup(r);
+	if (poll(&p, 1, PATIENCE_MS) == 1 && wait4(r->init, &status, 0, &r->usage) == r->init)
+		r->init = 0;            /* an init is reaped only after all of its namespace (pid_namespaces(7)) */
+	else
+		r->left = 1;
+	orphans = kill_children(r, deadline);
+	if (!(r->profile.namespaces & NW_NS_PID))
+		r->killed += orphans;
+	kill_uid(r);
+	if (r->cgroup_fd < 0)
+		return;
+	while (populated(r) && nwp_now_ms() < deadline)
+		usleep(500);
+	nwp_close(&r->cgroup_fd);
+	while (rmdir(r->cgroup) && errno == EBUSY && nwp_now_ms() < deadline)
+		usleep(500);
+	if (access(r->cgroup, F_OK) == 0)
+		r->left = 1;
+}
+
+/* Only after the last process is gone: nobody changes the tree under the walk. */
+void nwp_hand_back(struct nw_run *r)
+{
+	if (nwp_chown_work(r, false)) {
+		r->tally.left++;
+		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
+	}
+}

@@ -1,0 +1,141 @@
+/* Identity and rights: changed once, downwards, and proved (I5). */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "run.h"
+
+#define FILTER_MAX (64u << 10)
+
+int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e)
+{
+	char path[2 * NW_PATH];
+
+	snprintf(path, sizeof path, "%s/%s", r->guard.policy, name);
+	*program = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
+	if (!*program)
+		return -1;
+	if (*len == 0 || *len % sizeof(struct sock_filter)) {
+		free(*program);
+		return nw_fail(e, NW_INTERNAL, "NW-SECCOMP", "%s: not a filter program; run \"nodewrap policy apply\"", path);
+	}
+	return 0;
+}
+
+/* Without SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation mitigations stay as the node has them. */
+int nwp_seccomp_load(const void *program, size_t len)
+{
+	struct sock_fprog p = { (unsigned short)(len / sizeof(struct sock_filter)), (struct sock_filter *)(uintptr_t)program };
+
+	return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &p);
+}
+
+static int set_caps(uint64_t effective)
+{
+	struct __user_cap_header_struct h = { _LINUX_CAPABILITY_VERSION_3, 0 };
+	struct __user_cap_data_struct d[2] = { 0 };
+
+	d[0].effective = d[0].permitted = (uint32_t)effective;
+	d[1].effective = d[1].permitted = (uint32_t)(effective >> 32);
+	return (int)syscall(SYS_capset, &h, d);
+}
+
+/* Nothing to be had from a file, ever again. Before the ids change: it takes CAP_SETPCAP. */
+int nwp_drop_bounding(void)
+{
+	for (int cap = 0; cap < 64; cap++) {
+		int in = prctl(PR_CAPBSET_READ, cap);
+
+		if (in < 0)
+			break;
+		if (in && prctl(PR_CAPBSET_DROP, cap) && errno != EPERM)
+			return -1;      /* EPERM: no CAP_SETPCAP; no_new_privs makes the bounding set moot then */
+	}
+	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+}
+
+int nwp_drop_caps(void)
+{
+	return set_caps(0);
+}
+
+/* All three ids, then the proof: neither the old ids nor a changed file-system id may come back. */
+int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups)
+{
+	uid_t r, e, s;
+	gid_t rg, eg, sg;
+
+	if (!keep_groups && setgroups((size_t)n, groups))
+		return -1;
+	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(0))
+		return -1;
+	if (getresuid(&r, &e, &s) || getresgid(&rg, &eg, &sg) || r != uid || e != uid || s != uid || rg != gid || eg != gid || sg != gid)
+		return -1;
+	if (uid != 0 && (setuid(0) == 0 || seteuid(0) == 0 || setgroups(0, NULL) == 0))
+		abort();
+	return 0;
+}
+
+/* The owner's rights and, for chown, CAP_CHOWN alone. */
+int nwp_keep_chown(uid_t uid, gid_t gid, bool chown)
+{
+	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(chown ? 1ull << CAP_CHOWN : 0))
+		return -1;
+	return prctl(PR_SET_KEEPCAPS, 0);
+}
+
+static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t inside, uint32_t first, uint32_t count)
+{
+	char p[16], o[16], i[16], f[16], c[16];
+	char *argv[] = { (char *)(uintptr_t)tool, p, (char *)"0", o, (char *)"1", i, f, c, NULL }, *env[] = { NULL };
+	pid_t child;
+	int status;
+
+	snprintf(p, sizeof p, "%d", (int)pid);
+	snprintf(o, sizeof o, "%u", own);
+	snprintf(i, sizeof i, "%u", inside);
+	snprintf(f, sizeof f, "%u", first);
+	snprintf(c, sizeof c, "%u", count);
+	if (posix_spawn(&child, tool, NULL, NULL, argv, env) || waitpid(child, &status, 0) != child)
+		return -1;
+	return status ? -1 : 0;
+}
+
+static int write_map(pid_t pid, const char *name, const char *text)
+{
+	char path[64];
+
+	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
+	return nwp_write_file(path, text);
+}
+
+/* Who is who in the new user namespace of pid. Real root writes any map; an ordinary caller its own id alone, or, with its range of
+ * /etc/subuid, through newuidmap(1): then 0 inside is the caller (init, who builds and hands over), the payload is in the range. */
+int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e)
+{
+	struct nw_identity *id = &r->id;
+	uint32_t from = id->block > 1 ? 1 : id->inside_uid, n = id->block > 1 ? id->block - 1 : 1, out = id->block > 1 ? id->first + 1 : id->first;
+	char uid[64], gid[64];
+	int bad;
+
+	if (!r->launcher->privileged && id->uid != r->caller.uid) {
+		bad = run_newidmap("/usr/bin/newuidmap", pid, r->caller.uid, from, out, n) || run_newidmap("/usr/bin/newgidmap", pid, r->caller.gid, from, out, n);
+		return bad ? nw_fail(e, NW_INTERNAL, "NW-SUBUID", "newuidmap refused %u+%u; see /etc/subuid and /etc/subgid, \"nodewrap doctor\"", out, n) : 0;
+	}
+	snprintf(uid, sizeof uid, "%u %u %u", id->block > 1 ? 0 : id->inside_uid, id->first, id->block);
+	snprintf(gid, sizeof gid, "%u %u %u", id->block > 1 ? 0 : id->inside_gid, id->block > 1 ? id->first : id->gid, id->block);
+	bad = (!r->launcher->privileged && write_map(pid, "setgroups", "deny")) || write_map(pid, "uid_map", uid) || write_map(pid, "gid_map", gid);
+	return bad ? nw_fail(e, NW_INTERNAL, "NW-USERNS", "cannot map uid %u in a user namespace: %s; see \"nodewrap doctor\"", id->uid, strerror(errno)) : 0;
+}

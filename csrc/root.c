@@ -1,0 +1,259 @@
+/* The payload's view of files, built in a mount namespace of its own. Every source becomes a detached mount first, with its
+ * flags already on (mount_setattr(2), Linux 5.12), then all are attached below a fresh tmpfs: no over-mount on /proc (I20), no
+ * walk through names that the payload could have planted. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/openat2.h>
+#include <net/if.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "run.h"
+
+static int fail(struct nw_err *e, const char *what, const char *path)
+{
+	return nw_fail(e, NW_INTERNAL, "NW-MOUNT", "%s %s: %s; see the profile in the policy, \"nodewrap doctor\"", what, path, strerror(errno));
+}
+
+static int set_flags(int fd, uint64_t set, uint64_t clear, uint64_t propagation, bool recursive)
+{
+	struct mount_attr a = { .attr_set = set, .attr_clr = clear, .propagation = propagation };
+
+	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &a, sizeof a);
+}
+
+/* Walk to the place of path below root, making what is missing on our own tmpfs; a link on the way is an attack or a mistake. */
+static int target(int root, const char *path, bool dir, struct nw_err *e)
+{
+	char part[NAME_MAX + 1];
+	int at = dup(root), next;
+
+	for (const char *p = path + strspn(path, "/"); *p && at >= 0; p += strspn(p, "/")) {
+		size_t n = strcspn(p, "/");
+		bool last = p[n + strspn(p + n, "/")] == 0;
+
+		if (n > NAME_MAX)
+			break;
+		memcpy(part, p, n);
+		part[n] = 0;
+		p += n;
+		next = openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		if (next < 0 && errno == ENOENT) {
+			int made = last && !dir ? mknodat(at, part, S_IFREG | 0444, 0) : mkdirat(at, part, 0755);
+
+			next = made ? -1 : openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		}
+		close(at);
+		at = next;
+	}
+	struct stat st;
+	if (at < 0 || fstat(at, &st) || S_ISLNK(st.st_mode)) {
+		nwp_close(&at);
+		fail(e, "no place for", path);
+	}
+	return at;
+}
+
+static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e)
+{
+	int to = target(root, path, dir, e), bad;
+
+	if (to < 0) {
+		close(mnt);
+		return -1;
+	}
+	bad = move_mount(mnt, "", to, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+	close(to);
+	close(mnt);
+	return bad ? fail(e, "cannot attach", path) : 0;
+}
+
+/* A new file system as a detached mount. options: name, value, …, NULL */
+static int new_fs(const char *type, const char *const *options, uint64_t flags)
+{
+	int fs = fsopen(type, FSOPEN_CLOEXEC), mnt = -1;
+
+	if (fs < 0)
+		return -1;
+	for (; *options; options += 2)
+		if (fsconfig(fs, FSCONFIG_SET_STRING, options[0], options[1], 0))
+			goto out;
+	if (fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
+		mnt = fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)flags);
+out:
+	close(fs);
+	return mnt;
+}
+
+/* A host path as a detached copy. Private unless later mounts of the host must follow (/cvmfs). -2: optional and absent. */
+static int copy_host(const char *path, unsigned flags, bool slave, bool device, bool *dir, struct nw_err *e)
+{
+	struct stat st;
+	int mnt = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
+
+	if (mnt < 0)
+		return errno == ENOENT && flags & NW_OP_OPTIONAL ? -2 : fail(e, "cannot show", path);
+	uint64_t set = MOUNT_ATTR_NOSUID | (device ? MOUNT_ATTR_NOEXEC : MOUNT_ATTR_NODEV) | (flags & NW_OP_RW ? 0 : MOUNT_ATTR_RDONLY);
+	if (fstat(mnt, &st) || set_flags(mnt, set, 0, slave ? 0 : MS_PRIVATE, true)) {
+		close(mnt);
+		return fail(e, "cannot restrict", path);
+	}
+	*dir = S_ISDIR(st.st_mode);
+	return mnt;
+}
+
+static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
+{
+	char mode[16], size[32];
+	const char *options[] = { "mode", mode, "size", size, NULL };
+	int mnt;
+
+	snprintf(mode, sizeof mode, "%o", op->mode);
+	snprintf(size, sizeof size, "%llu", (unsigned long long)op->size);
+	mnt = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+	return mnt < 0 ? fail(e, "no tmpfs for", op->path) : attach(root, mnt, op->path, true, e);
+}
+
+static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
+{
+	static const char *const pts[] = { "newinstance", "", "ptmxmode", "0666", "mode", "0620", NULL };
+	static const struct { const char *name, *to; } link[] = {
+		{ "fd", "/proc/self/fd" }, { "stdin", "/proc/self/fd/0" }, { "stdout", "/proc/self/fd/1" }, { "stderr", "/proc/self/fd/2" }, { "ptmx", "pts/ptmx" },
+	};
+	char path[NW_PATH + 8];
+	bool dir;
+	int mnt;
+
+	snprintf(path, sizeof path, "/dev/%s", op->path);
+	for (size_t i = 0; i < sizeof link / sizeof *link; i++)
+		if (strcmp(op->path, link[i].name) == 0) {
+			int at = target(root, "/dev", true, e), bad = at < 0 || symlinkat(link[i].to, at, link[i].name);
+
+			nwp_close(&at);
+			return bad ? fail(e, "cannot link", path) : 0;
+		}
+	if (strcmp(op->path, "pts") == 0) {
+		mnt = new_fs("devpts", pts + 2, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+		return mnt < 0 ? fail(e, "no devpts for", path) : attach(root, mnt, path, true, e);
+	}
+	mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
+	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
+}
+
+static int do_kernel_fs(int root, const char *type, const char *path, struct nw_err *e)
+{
+	static const char *const none[] = { NULL };
+	int mnt = new_fs(type, none, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+
+	return mnt < 0 ? fail(e, type, "cannot be mounted") : attach(root, mnt, path, true, e);
+}
+
+static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e)
+{
+	bool dir;
+	int mnt, at;
+
+	switch (op->kind) {
+	case NW_TMPFS: return do_tmpfs(root, op, e);
+	case NW_DEV: return do_dev(root, op, e);
+	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);
+	case NW_MQUEUE: return do_kernel_fs(root, "mqueue", "/dev/mqueue", e);
+	case NW_LINK: {
+		const char *name = strrchr(op->path, '/') + 1;
+		char parent[NW_PATH];
+
+		snprintf(parent, sizeof parent, "%.*s", (int)(name - op->path), op->path);
+		at = target(root, parent, true, e);
+		mnt = at < 0 || symlinkat(op->arg, at, name);
+		nwp_close(&at);
+		return mnt ? fail(e, "cannot link", op->path) : 0;
+	}
+	case NW_HOME:
+		if (!r->decision.home)
+			return 0;
+		mnt = copy_host(r->decision.home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e);
+		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, r->decision.home, dir, e);
+	default:
+		mnt = copy_host(op->path, op->flags, op->kind == NW_SLAVE, false, &dir, e);
+		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, op->path, dir, e);
+	}
+}
+
+/* A directory of the caller's. A privileged launcher made the mount before the namespaces; without privilege that is only possible
+ * in here, so the directory is opened again and must be the same one. */
+static int callers(int root, const struct nw_dir *d, struct nw_err *e)
+{
+	struct stat st;
+	int mnt = d->mnt, fd;
+
+	if (mnt < 0) {
+		fd = nwp_openat2(AT_FDCWD, d->path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
+		if (fd < 0 || fstat(fd, &st))
+			return fail(e, "cannot open", d->path);
+		if (st.st_dev == d->dev && st.st_ino == d->ino)
+			mnt = open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+		close(fd);
+		if (mnt < 0)
+			return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: was exchanged while it was opened, or cannot be shown", d->path);
+	}
+	if (set_flags(mnt, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, MS_PRIVATE, false)) {
+		close(mnt);
+		return fail(e, "cannot restrict", d->path);
+	}
+	return attach(root, mnt, d->path, true, e);
+}
+
+static int loopback_up(struct nw_err *e)
+{
+	struct ifreq q = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
+	int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), bad = s < 0 || ioctl(s, SIOCSIFFLAGS, &q);
+
+	nwp_close(&s);
+	return bad ? nw_fail(e, NW_INTERNAL, "NW-NETWORK", "cannot bring up loopback: %s", strerror(errno)) : 0;
+}
+
+int nwp_build_root(struct nw_run *r, struct nw_err *e)
+{
+	static const char *const options[] = { "mode", "0755", "size", "16m", NULL };
+	int root, mnt;
+
+	if (r->profile.namespaces & NW_NS_NET && loopback_up(e))
+		return -1;
+	if (r->profile.hostname[0] && r->profile.namespaces & NW_NS_UTS && sethostname(r->profile.hostname, strlen(r->profile.hostname)))
+		return fail(e, "cannot set the host name", r->profile.hostname);
+	if (!(r->profile.namespaces & NW_NS_MOUNT))
+		return 0;
+	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
+		return fail(e, "cannot separate from", "/");
+	/* The root tree is attached at once (a detached one takes no mounts before Linux 6.15), and last of all becomes "/". Its
+	 * mount point hides nothing that is still needed: sources are opened below the old "/", where /proc is not one of them. */
+	root = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
+	if (root < 0 || (mnt = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
+		return fail(e, "no tmpfs for", "/");
+	if (move_mount(root, "", mnt, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
+		return fail(e, "cannot attach", "/");
+	close(mnt);
+	for (int i = 0; i < r->profile.n; i++)
+		if (do_op(r, root, &r->profile.op[i], e))
+			return -1;
+	for (int i = 0; i < r->decision.exposes; i++)
+		if (callers(root, &r->expose[i], e))
+			return -1;
+	if (r->decision.workdir && callers(root, &r->work, e))
+		return -1;
+	if (set_flags(root, MOUNT_ATTR_RDONLY, 0, 0, false))
+		return fail(e, "cannot close", "/");
+	/* pivot_root(".", "."): the old root lands on top of the new one and is taken off (pivot_root(2), NOTES). */
+	if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
+		return fail(e, "cannot change to", "the new root");
+	close(root);
+	return 0;
+}

@@ -1,0 +1,184 @@
+/* One run, from the caller's exec to the exit code. nwp_* may hold privilege; order of the steps: nwp_main() in run.c. */
+#ifndef NW_RUN_H
+#define NW_RUN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/resource.h>
+#include <sys/types.h>
+
+#include "decision.h"
+#include "err.h"
+#include "guard.h"
+#include "wire.h"
+
+struct nw_launcher {
+	const char *name;
+	bool privileged;        /* real root in the initial user namespace */
+};
+
+#define NW_CALLER_GROUPS 1024
+#define NW_STATUS_FDS 256       /* --status-fd must lie below */
+
+struct nw_caller {
+	uid_t uid;
+	gid_t gid, group[NW_CALLER_GROUPS];
+	int groups;
+	pid_t ppid;
+	int parent;                     /* pidfd of the pilot, or -1 when it has none we can see */
+	mode_t umask;
+	char cwd[4096];
+	int argc, envc;
+	char **argv, **env;
+	struct rlimit limit[RLIM_NLIMITS];
+	uint64_t open[NW_STATUS_FDS / 64];      /* which descriptors the caller gave us */
+};
+
+/* Who the payload is, as the kernel sees it outside (uid, gid) and as it sees itself (inside_*). */
+struct nw_identity {
+	uid_t uid;
+	gid_t gid;
+	uid_t inside_uid;
+	gid_t inside_gid;
+	uint32_t block;                 /* ids in the leased block, first is "first" */
+	uint32_t first;
+	const struct nw_account *account;       /* mode switch */
+	int lock;                       /* lease of the id, -1 when shared */
+};
+
+enum nw_handover { NW_PLAIN, NW_IDMAP, NW_CHOWN };
+
+struct nw_dir {
+	const char *path;
+	int fd;                         /* O_PATH, opened as the caller; -1: none */
+	int mnt;                        /* detached mount of it (privileged launchers), or -1 */
+	dev_t dev;
+	ino_t ino;
+};
+
+/* What is left of the payload's work in what goes back, and what was done about it. */
+struct nw_tally {
+	uint64_t entries, symlinks, special, suid, foreign, chowned, left;
+	char left_path[4][256];
+};
+
+#define NW_DEGRADES 8
+
+struct nw_run {
+	const struct nw_launcher *launcher;
+	struct nw_caller caller;
+	struct nw_guard guard;
+	struct nw_profile profile;
+	struct nw_decision decision;
+	struct nw_identity id;
+	struct nw_dir work, expose[NW_EXPOSE];
+	enum nw_handover how;           /* of the work directory */
+	char run[37], boot[37], host[65];
+	char lease[NW_PATH + 64];
+	int lease_fd;
+	char cgroup[NW_PATH * 3];       /* the run's own group, "" when there is none */
+	int cgroup_fd;
+	pid_t init, payload;            /* as seen from outside */
+	int init_fd, payload_fd;        /* pidfds */
+	int init_sock, payload_sock;
+	int userns;                     /* the payload's user namespace (userns launcher), or -1 */
+	int std[3];                     /* what the payload gets as 0-2 */
+	bool loginuid, keyring;
+	const char *degrade[NW_DEGRADES];
+	int degrades;
+	uint64_t started_us, start_mono_ms;
+	bool unrecorded;                /* audit failed and policy lets the run go on */
+	/* how it ended */
+	bool ended;
+	int status, killed;             /* wait status; processes that the end of the namespace killed */
+	const char *why;                /* "exit", "wall", "pilot", "signal", "init" */
+	struct rusage usage;
+	uint64_t end_mono_ms;
+	int left;                       /* processes that could not be ended: 0, or cleanup failed */
+	struct nw_tally tally;
+};
+
+int nwp_main(const struct nw_launcher *l, int argc, char **argv);
+
+/* caller.c: take nothing from the caller unseen */
+int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e);
+int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e);
+bool nw_wants_credentials(int argc, char *const *argv, char *const *env);
+void nwp_identify(struct nw_run *r);
+/* As the caller: file-system ids switched for the time of one call. */
+int nwp_as_caller(const struct nw_run *r, bool on);
+
+/* path.c */
+int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e);
+char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, struct nw_err *e);
+int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
+uid_t nwp_trusted_owner(const struct nw_run *r);
+
+/* child.c: ask the policy child; fills r->decision */
+int nwp_ask(struct nw_run *r, struct nw_err *e);
+
+/* lease.c */
+int nwp_lease(struct nw_run *r, struct nw_err *e);
+void nwp_lease_release(struct nw_run *r);
+
+/* audit.c: append one record; durable when sync */
+int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e);
+void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code);
+void nwp_glexec_syslog(struct nw_run *r);
+
+/* workdir.c: the caller's directories, opened once, as the caller */
+int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
+int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
+int nwp_chown_work(struct nw_run *r, bool to_payload);
+
+/* isolate.c: init and its namespaces; root.c: its mounts; payload.c: what becomes the payload */
+int nwp_start(struct nw_run *r, struct nw_err *e);
+int nwp_go(struct nw_run *r, struct nw_err *e);
+int nwp_build_root(struct nw_run *r, struct nw_err *e);
+int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
+
+/* What init and payload tell the launcher, over SOCK_SEQPACKET pairs. */
+enum nw_news { NW_NEWS_ERROR = 1, NW_NEWS_MAP, NW_NEWS_READY, NW_NEWS_EXIT };
+struct nw_msg {
+	int what, status, killed;       /* EXIT: wait status, processes still there */
+	bool loginuid, keyring;         /* READY */
+	struct nw_err err;              /* ERROR */
+};
+void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
+
+/* ids.c */
+int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e);
+int nwp_seccomp_load(const void *program, size_t len);
+int nwp_drop_bounding(void);
+int nwp_drop_caps(void);
+int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups);
+int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e);
+int nwp_keep_chown(uid_t uid, gid_t gid, bool chown);
+
+/* supervise.c */
+int nwp_relay_open(struct nw_run *r);
+void nwp_supervise(struct nw_run *r);
+
+/* cleanup.c, tree.c */
+void nwp_end_processes(struct nw_run *r);
+void nwp_hand_back(struct nw_run *r);
+struct nw_walk {
+	const char *top;                /* absolute path of the tree, for links that name it */
+	bool neutralise;                /* remove what leads out, strip setuid bits */
+	bool chown;
+	uid_t first, last, to_uid;      /* chown what belongs to first..last */
+	gid_t to_gid;
+};
+void nwp_tree(int root, const struct nw_walk *w, struct nw_tally *t);
+
+/* sys.c */
+uint64_t nwp_now_ms(void);
+uint64_t nwp_realtime_us(void);
+void nwp_close(int *fd);
+int nwp_write_all(int fd, const void *p, size_t n);
+int nwp_write_file(const char *path, const char *text);
+int nwp_pidfd_open(pid_t pid);
+int nwp_pidfd_signal(int fd, int sig);
+
+#endif

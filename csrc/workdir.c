@@ -1,0 +1,165 @@
+/* The caller's directories: the work directory becomes the payload's by an idmapped mount where kernel and file system can
+ * (mount_setattr(2): on disk everything stays the pilot's, nothing to hand back), else by chown there and back. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "run.h"
+
+static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e)
+{
+	struct stat st;
+
+	d->path = path;
+	if (!path)
+		return 0;
+	if (nwp_as_caller(r, true) == 0)
+		d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
+	int err = errno;
+	nwp_as_caller(r, false);
+	if (d->fd < 0)
+		return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
+	if (fstat(d->fd, &st) || st.st_uid != r->caller.uid)
+		return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", path, st.st_uid);
+	d->dev = st.st_dev;
+	d->ino = st.st_ino;
+	return 0;
+}
+
+int nwp_open_dirs(struct nw_run *r, struct nw_err *e)
+{
+	if (open_dir(r, &r->work, r->decision.workdir, e))
+		return -1;
+	for (int i = 0; i < r->decision.exposes; i++)
+		if (open_dir(r, &r->expose[i], r->decision.expose[i], e))
+			return -1;
+	return 0;
+}
+
+/* A user namespace in which the caller's id on disk is the payload's: alive only until its descriptor is in the mount. */
+static int idmap_namespace(struct nw_run *r)
+{
+	char path[64], map[64];
+	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	int fd = -1;
+
+	if (p == 0)
+		for (;;)
+			pause();
+	if (p < 0)
+		return -1;
+	snprintf(path, sizeof path, "/proc/%d/uid_map", (int)p);
+	snprintf(map, sizeof map, "%u %u 1", r->caller.uid, r->id.uid);
+	bool ok = nwp_write_file(path, map) == 0;
+	snprintf(path, sizeof path, "/proc/%d/gid_map", (int)p);
+	snprintf(map, sizeof map, "%u %u 1", r->caller.gid, r->id.gid);
+	if (ok && nwp_write_file(path, map) == 0) {
+		snprintf(path, sizeof path, "/proc/%d/ns/user", (int)p);
+		fd = open(path, O_RDONLY | O_CLOEXEC);
+	}
+	kill(p, SIGKILL);
+	while (waitpid(p, NULL, 0) < 0 && errno == EINTR)
+		;
+	return fd;
+}
+
+static int idmap(struct nw_run *r, int mnt)
+{
+	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP };
+	int fd = idmap_namespace(r), bad;
+
+	if (fd < 0)
+		return -1;
+	a.userns_fd = (uint64_t)fd;
+	bad = mount_setattr(mnt, "", AT_EMPTY_PATH, &a, sizeof a);
+	close(fd);
+	return bad;
+}
+
+static int detach(struct nw_dir *d, struct nw_err *e)
+{
+	d->mnt = open_tree(d->fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+	return d->mnt < 0 ? nw_fail(e, NW_INTERNAL, "NW-MOUNT", "cannot show %s: %s", d->path, strerror(errno)) : 0;
+}
+
+int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
+{
+	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT;
+
+	for (int i = 0; mounts && i < r->decision.exposes; i++)
+		if (detach(&r->expose[i], e))
+			return -1;
+	if (r->work.fd < 0)
+		return 0;
+	if (mounts && detach(&r->work, e))
+		return -1;
+	if (r->id.uid == r->caller.uid)
+		return 0;
+	if (mounts && idmap(r, r->work.mnt) == 0) {
+		r->how = NW_IDMAP;
+		return 0;
+	}
+	r->how = NW_CHOWN;
+	return mounts ? nwp_degrade(r, "idmapped-workdir", e) : 0;
+}
+
+/* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
+ * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns. */
+static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, int out)
+{
+	struct nw_tally t = { 0 };
+	struct nw_identity *id = &r->id;
+	bool inside = r->userns >= 0 && r->how == NW_CHOWN;
+	struct nw_walk w = { .top = r->work.path, .neutralise = !to_payload, .chown = r->how == NW_CHOWN };
+	/* Seen from the namespace, the pilot is 0 there (nwp_write_maps). */
+	uid_t pilot = inside ? 0 : r->caller.uid, first = inside ? 1 : id->first, last = inside ? 65535 : id->first + id->block - 1;
+	uid_t owner = to_payload ? pilot : inside ? id->inside_uid : id->uid;
+
+	w.first = to_payload ? pilot : first;
+	w.last = to_payload ? pilot : last;
+	w.to_uid = to_payload ? (inside ? id->inside_uid : id->uid) : pilot;
+	w.to_gid = to_payload ? (inside ? id->inside_gid : id->gid) : inside ? 0 : r->caller.gid;
+	if (inside && setns(r->userns, CLONE_NEWUSER))
+		_exit(1);
+	if (r->how != NW_CHOWN)
+		owner = r->caller.uid;  /* idmapped or unchanged: on disk all of it is the pilot's */
+	gid_t group = owner == pilot ? (inside ? 0 : r->caller.gid) : inside ? id->inside_gid : id->gid;
+	if ((r->launcher->privileged || inside) && nwp_keep_chown(owner, group, w.chown))
+		_exit(2);
+	nwp_tree(r->work.fd, &w, &t);
+	_exit(nwp_write_all(out, &t, sizeof t) != 0);
+}
+
+int nwp_chown_work(struct nw_run *r, bool to_payload)
+{
+	struct nw_tally t;
+	int fd[2], status = 0;
+	pid_t p;
+
+	if (r->work.fd < 0 || (to_payload && r->how != NW_CHOWN))
+		return 0;
+	if (pipe2(fd, O_CLOEXEC))
+		return -1;
+	p = fork();
+	if (p == 0)
+		walk(r, to_payload, fd[1]);
+	close(fd[1]);
+	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
+	close(fd[0]);
+	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
+		;
+	if (!whole || status)
+		return -1;
+	r->tally = t;
+	return 0;
+}
