@@ -119,7 +119,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.base
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.test setup.py nodewrap/_build_core.py csrc/core.list $(wildcard csrc/*.[ch])
-	$(VPY) setup.py -q build_ext --inplace
+	$(VPY) -W ignore setup.py -q build_ext --inplace
 	@touch $@
 
 .PHONY: man

@@ -54,7 +54,7 @@ put_config() {
 fill() {
     sed -e "s|@PYTHON@|$PYTHON|g" -e "s|@SITE@|$site|g" -e "s|@SYSCONFDIR@|$conf|g" -e "s|@STATEDIR@|$STATEDIR|g" -e "s|@LOGDIR@|$LOGDIR|g" \
         -e "s|@RUNDIR@|$RUNDIR|g" -e "s|@LIBEXEC@|$LIBEXEC|g" -e "s|@LAUNCHER@|$LAUNCHER|g" -e "s|@SERVICE_USER@|$SERVICE_USER|g" \
-        -e "s|@CALLERS@|$CALLERS|g" "$1" >"$OBJDIR/filled"
+        -e "s|@CALLERS@|$CALLERS|g" -e "s|@LIB@|$LIB|g" "$1" >"$OBJDIR/filled"
     put "$3" "$OBJDIR/filled" "$2"
 }
 
@@ -80,9 +80,8 @@ install_launchers() {
     rm -f "$DESTDIR$LIBEXEC/nodewrap-setuid" # a site that changed to userns must not keep it
     [ "$LAUNCHER" != setuid ] || install_setuid
     put 0755 "$OBJDIR/nodewrap" "$PREFIX/bin/nodewrap"
-    for name in glexec mkgltempdir; do # drop-ins by name
-        ln -sfn nodewrap "$DESTDIR$PREFIX/bin/$name"
-    done
+    ln -sfn nodewrap "$DESTDIR$PREFIX/bin/glexec" # a drop-in by name
+    fill packaging/mkgltempdir.in "$PREFIX/bin/mkgltempdir" 0755
 }
 
 # The new environment is made beside the old one and renamed: its files name each other by the final path, which python -m venv does not need.

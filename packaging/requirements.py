@@ -11,7 +11,7 @@ from pathlib import Path
 try:
     import tomllib
 except ImportError:  # Python < 3.11; pip carries its own copy for the same reason
-    from pip._vendor import tomli as tomllib  # type: ignore[no-redef]
+    from pip._vendor import tomli as tomllib  # type: ignore[no-redef]  # the other branch of the same name
 
 
 def requirements(extras: list[str]) -> list[str]:
