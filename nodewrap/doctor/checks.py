@@ -1,0 +1,387 @@
+"""Everything `doctor` looks at, one row each: what it is called, why nodewrap cares, how it is tried, what to do when it is missing."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+import shutil
+import socket
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import psutil
+
+from nodewrap import _paths, seccomp
+from nodewrap.doctor import probe
+from nodewrap.doctor.node import Node, distrust
+from nodewrap.guard import NAMESPACES
+
+#: Landlock's version with scopes for abstract sockets and signals (Linux 6.12).
+LANDLOCK_SCOPES = 6
+STATE_SPACE, AUDIT_SPACE = 1 << 20, 100 << 20  # bytes
+FILTER_SUFFIX = ".bpf"
+
+
+class Finding(NamedTuple):
+    """yes: True there, False missing, None could not be tried (not root). saw: one line. next: what to do about a missing one."""
+
+    yes: bool | None
+    saw: str
+    next: str = ""
+
+
+class Check(NamedTuple):
+    """name: stable, for --json and the matrix. why: what nodewrap does with it. next: may be more precise in the finding."""
+
+    name: str
+    why: str
+    look: Callable[[Node], Finding]
+    next: str
+
+
+def _tried(problem: str, saw: str = "works") -> Finding:
+    return Finding(not problem, problem or saw)
+
+
+def _needs_root(look: Callable[[Node], Finding]) -> Callable[[Node], Finding]:
+    return lambda node: look(node) if node.root else Finding(None, "not tried: only root can", "run nodewrap doctor as root")
+
+
+def _text(path: str) -> str:
+    """A small file of /proc or /sys, "" when it is not there."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+# ---- kernel ----
+
+
+def _root_namespace(kind: str) -> Callable[[Node], Finding]:
+    return _needs_root(lambda node: _tried(probe.attempt(probe.try_namespace(kind, nested=False))))
+
+
+def _caller_namespace(kind: str) -> Callable[[Node], Finding]:
+    return lambda node: _tried(probe.attempt(probe.try_namespace(kind, nested=True), *_as_caller(node)))
+
+
+def _caller_user(node: Node) -> Finding:
+    problem = probe.attempt(probe.try_namespace("user", nested=True), *_as_caller(node))
+    return Finding(not problem, problem or "works", _userns_next() if problem else "")
+
+
+def _as_caller(node: Node) -> tuple[int, int]:
+    return node.caller if node.root else (-1, -1)
+
+
+def _userns_next() -> str:
+    """Which of the switches that forbid unprivileged user namespaces is set here."""
+    if _text("/proc/sys/user/max_user_namespaces") == "0":
+        return "sysctl -w user.max_user_namespaces=15000, and keep it in /etc/sysctl.d"
+    if _text("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return "sysctl -w kernel.unprivileged_userns_clone=1, and keep it in /etc/sysctl.d"
+    if _text("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1":
+        return f"load an AppArmor profile with 'userns,' for {_paths.LIBEXEC}/nodewrap-userns (kernel.apparmor_restrict_unprivileged_userns is 1)"
+    return "see user_namespaces(7): a chroot, a container's seccomp filter or an LSM forbids it here"
+
+
+def _root_proc(node: Node) -> Finding:
+    return _tried(probe.attempt(probe.try_proc(nested=False)))
+
+
+def _caller_proc(node: Node) -> Finding:
+    return _tried(probe.attempt(probe.try_proc(nested=True), *_as_caller(node)), "a fresh /proc can be mounted in a nested namespace")
+
+
+def _idmap(node: Node) -> Finding:
+    problem = probe.attempt(probe.try_idmap(node.workdir))
+    return Finding(not problem, f"{node.workdir}: {problem or 'works'}")
+
+
+def _landlock(node: Node) -> Finding:
+    abi = probe.landlock_abi()
+    return Finding(abi >= LANDLOCK_SCOPES, f"ABI {abi}, abstract sockets need {LANDLOCK_SCOPES}" if abi else "this kernel has none")
+
+
+def _seccomp(node: Node) -> Finding:
+    """The filters in force, or on a node without policy the strictest shipped one, loaded for real."""
+    programs = {name: _read(f"{node.current}/{name}") for name in _filters(node)}
+    if not programs:
+        programs = {"compiled just now": seccomp.payload_program({"nested_userns": False})}
+    for name, program in programs.items():
+        problem = probe.attempt(probe.try_filter(program))
+        if problem:
+            return Finding(False, f"{name}: {problem}")
+    return Finding(True, f"{len(programs)} filters load")
+
+
+def _filters(node: Node) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(node.current) if name.endswith(FILTER_SUFFIX))
+    except OSError:
+        return []
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def _keyring(node: Node) -> Finding:
+    return _tried(probe.attempt(probe.try_keyring, *_as_caller(node)))
+
+
+def _fuse(node: Node) -> Finding:
+    return _tried(probe.attempt(lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), *_as_caller(node)))
+
+
+def _cgroup(node: Node) -> Finding:
+    place = node.guard.cgroup if node.guard else ""
+    if not place:
+        return Finding(None, "the guard names no cgroup directory", f"put 'cgroup DIR' into {_paths.GUARD} (mount -t cgroup2 if nothing is mounted)")
+    own = f"{place}{_own_cgroup()}"
+    group = f"{own.rstrip('/')}/nodewrap-doctor.{os.getpid()}"
+    try:
+        os.mkdir(group)
+    except OSError as wrong:
+        return Finding(False, f"{own}: {wrong.strerror}")
+    try:
+        lacking = "" if os.path.exists(f"{group}/cgroup.kill") else "no cgroup.kill (Linux 5.14)"
+        return Finding(not lacking, f"{own}: {lacking or 'writable; controllers: ' + (_text(own + '/cgroup.controllers') or 'none')}")
+    finally:
+        os.rmdir(group)
+
+
+def _own_cgroup() -> str:
+    lines = [line.split(":", 2)[2] for line in _text("/proc/self/cgroup").splitlines() if line.startswith("0::")]
+    return lines[0] if lines else "/"
+
+
+def _newuidmap(node: Node) -> Finding:
+    name, first, count = _delegated(node.caller[0])
+    if not shutil.which("newuidmap"):
+        return Finding(False, "there is no newuidmap", "install the package uidmap (Debian) or shadow-utils-subid (EL)")
+    if not count:
+        return Finding(False, f"/etc/subuid has no range for {name}", f"usermod --add-subuids FIRST-LAST --add-subgids FIRST-LAST {name}")
+    return _tried(probe.attempt(probe.try_newuidmap(first, count), *_as_caller(node)), f"{name} has {count} ids from {first}")
+
+
+def _delegated(uid: int) -> tuple[str, int, int]:
+    """Name, first id and number of ids of the uid's first line in /etc/subuid (subuid(5)); 0, 0 when it has none."""
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = str(uid)
+    for line in _text("/etc/subuid").splitlines():
+        parts = line.split(":")
+        if len(parts) == 3 and parts[0] in (name, str(uid)) and parts[1].isdigit() and parts[2].isdigit():
+            return name, int(parts[1]), int(parts[2])
+    return name, 0, 0
+
+
+# ---- the installation ----
+
+
+def _guard(node: Node) -> Finding:
+    if not node.guard:
+        return Finding(False, node.guard_error, "run make install, or write the line that is missing (docs/guard.md)")
+    problem = distrust(_paths.GUARD, node.caller[0] if node.guard.launcher == "userns" else 0)
+    return Finding(not problem, problem or f"{_paths.GUARD}, launcher {node.guard.launcher}")
+
+
+def _launcher(name: str) -> Callable[[Node], Finding]:
+    def look(node: Node) -> Finding:
+        path = f"{_paths.LIBEXEC}/nodewrap-{name}"
+        if not os.path.exists(path):
+            return Finding(False, f"{path} is not installed")
+        problem = distrust(path, os.geteuid() if name == "userns" else 0) or (_setuid_problem(path) if name == "setuid" else "")
+        return Finding(not problem, problem or path)
+
+    return look
+
+
+def _setuid_problem(path: str) -> str:
+    info = os.stat(path)
+    if info.st_uid != 0 or not info.st_mode & stat.S_ISUID:
+        return f"{path} is not setuid root (mode {stat.S_IMODE(info.st_mode):o}); chown root:CALLERS and chmod 4750 it"
+    if os.statvfs(path).f_flag & os.ST_NOSUID:
+        return f"{path} lies on a file system mounted nosuid"
+    if "NoNewPrivs:\t1" in _text("/proc/self/status"):
+        return "no_new_privs is set for this process: from here, and inside containers, no setuid program gains anything"
+    return f"{path} may be executed by everybody; chmod 4750 it" if info.st_mode & stat.S_IXOTH else ""
+
+
+def _child(node: Node) -> Finding:
+    if not node.guard:
+        return Finding(False, "no guard")
+    for path in (node.guard.python, node.guard.script):
+        problem = distrust(path, node.caller[0] if node.guard.launcher == "userns" else 0)
+        if problem:
+            return Finding(False, problem)
+    program = seccomp.program(seccomp.load_rules(), seccomp.fail(38))  # 38: ENOSYS, as compile_all
+    ids = node.guard.child if node.root and node.guard.child else (-1, -1)
+    start = probe.try_start([node.guard.python, "-I", "-S", "-B", "-c", "import pwd, socket"], program)
+    return _tried(probe.attempt(start, *ids), f"{node.guard.python} starts in its jail")
+
+
+def _policy(node: Node) -> Finding:
+    return Finding(node.policy is not None, node.policy_error or f"{node.current}, {len((node.policy or {}).get('rules', ()))} rules")
+
+
+def _accounts(node: Node) -> Finding:
+    """Accounts are compiled into the policy; what changed on the node since would be used as it was."""
+    for account in _targets(node):
+        problem = _account_problem(account["name"], account["uid"], account["gid"])
+        if problem:
+            return Finding(False, problem)
+    outside = [account["name"] for account in _targets(node) if not _within(node, account)]
+    if outside:
+        return Finding(False, f"{', '.join(outside[:5])}: outside switch-uid or switch-gid of the guard", f"widen them in {_paths.GUARD}")
+    return Finding(True, f"{len(list(_targets(node)))} accounts")
+
+
+def _targets(node: Node) -> Iterator[dict[str, Any]]:
+    for rule in (node.policy or {}).get("rules", ()):
+        for identity in rule["identities"]:
+            yield from identity.get("accounts", ())
+
+
+def _account_problem(name: str, uid: int, gid: int) -> str:
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return f"account {name} is in the policy and not on the node"
+    return "" if (entry.pw_uid, entry.pw_gid) == (uid, gid) else f"account {name} is {entry.pw_uid}:{entry.pw_gid} here and {uid}:{gid} in the policy"
+
+
+def _within(node: Node, account: dict[str, Any]) -> bool:
+    guard = node.guard
+    if not guard:
+        return False
+    pairs = ((account["uid"], guard.switch_uid), (account["gid"], guard.switch_gid))
+    return all(any(bounds.first <= value <= bounds.last for bounds in ranges) for value, ranges in pairs)
+
+
+def _directory(pick: Callable[[Node], str], space: int) -> Callable[[Node], Finding]:
+    """A directory of ours: there, trusted, writable for who writes it, and with so many bytes free."""
+
+    def look(node: Node) -> Finding:
+        path = pick(node)
+        if not os.path.isdir(path):
+            return Finding(False, f"{path or 'no guard'}: no such directory", "make install creates it")
+        problem = distrust(path, node.caller[0] if node.guard and node.guard.launcher == "userns" else 0)
+        free = psutil.disk_usage(path).free
+        if not problem and not os.access(path, os.W_OK):
+            return Finding(False if os.geteuid() == 0 or (node.guard and node.guard.launcher == "userns") else None, f"{path} is not writable")
+        if not problem and free < space:
+            problem = f"{path}: {free >> 20} MiB free, {space >> 20} wanted"
+        return Finding(not problem, problem or f"{path}, {free >> 20} MiB free")
+
+    return look
+
+
+def _syslog(node: Node) -> Finding:
+    if not (node.guard and node.guard.syslog):
+        return Finding(None, "not asked for", "put 'syslog yes' into the guard if records shall go there too")
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+            log.connect("/dev/log")
+    except OSError as wrong:
+        return Finding(False, f"/dev/log: {wrong.strerror}")
+    return Finding(True, "/dev/log takes records")
+
+
+def _callers(node: Node) -> Finding:
+    """Members of the group that may execute the setuid launcher: the group that the file belongs to."""
+    try:
+        group = os.stat(f"{_paths.LIBEXEC}/nodewrap-setuid").st_gid
+        entry = grp.getgrgid(group)
+    except (FileNotFoundError, KeyError) as wrong:
+        return Finding(None, f"no setuid launcher with a group: {wrong}")
+    members = sorted({*entry.gr_mem, *(user.pw_name for user in pwd.getpwall() if user.pw_gid == group)})
+    missing = "" if members else f"{entry.gr_name} has no member: nobody may start the setuid launcher"
+    return Finding(bool(members), missing or f"{entry.gr_name}: {', '.join(members[:8])}", f"usermod --append --groups {entry.gr_name} PILOT")
+
+
+def _state_directory(node: Node) -> str:
+    return node.guard.state if node.guard else ""
+
+
+def _audit_directory(node: Node) -> str:
+    return os.path.dirname(node.guard.audit) if node.guard else ""
+
+
+_ROOT_NEXT = "a container without CAP_SYS_ADMIN cannot: run on the node itself"
+_PROC_NEXT = "run the pilot's container with an unmasked /proc (systempaths=unconfined), or unmount what lies over /proc"
+_LANDLOCK_NEXT = "Linux 6.12 with landlock among the LSMs (lsm=landlock,…), or the strict profile"
+CHECKS = (
+    Check("guard", "the bounds on every decision", _guard, "chown root and chmod go-w what the finding names"),
+    Check("child", "the interpreter that evaluates policy, in its jail", _child, "name a root-owned python3 and script in the guard"),
+    Check("policy", "who may run what", _policy, "run nodewrap policy apply"),
+    Check("accounts", "switch uses accounts as they were when the policy was applied", _accounts, "run nodewrap policy apply again"),
+    Check("state", "leases: no durable lease, no run", _directory(_state_directory, STATE_SPACE), "free space, or correct 'state' in the guard"),
+    Check("audit", "records: no durable record, no run", _directory(_audit_directory, AUDIT_SPACE), "free space, or correct 'audit' in the guard"),
+    Check("syslog", "a second place for records", _syslog, "start a syslog service, or write 'syslog no' into the guard"),
+    Check("launcher.setuid", "privilege for switch and map", _launcher("setuid"), "make install as root"),
+    Check("launcher.userns", "the launcher without privilege", _launcher("userns"), "make install"),
+    Check("launcher.socket", "privilege without a setuid program", _launcher("socket"), "use the setuid or the userns launcher"),
+    Check("callers", "only members of its group may start the setuid launcher", _callers, ""),
+    *(Check(f"root.{kind}", "privileged launchers isolate with it", _root_namespace(kind), _ROOT_NEXT) for kind in NAMESPACES),
+    Check("root.proc", "a fresh /proc of the payload's pid namespace", _needs_root(_root_proc), "unmount what lies over /proc"),
+    Check("root.idmap", "the work directory becomes the payload's without chown", _needs_root(_idmap), "keep work on ext4 or xfs, Linux 5.12 or later"),
+    Check("caller.user", "everything the userns launcher does", _caller_user, ""),
+    *(Check(f"caller.{kind}", "the userns launcher isolates with it", _caller_namespace(kind), "see user_namespaces(7)") for kind in NAMESPACES),
+    Check("caller.proc", "a fresh /proc for the userns launcher and for containers inside payloads", _caller_proc, _PROC_NEXT),
+    Check("newuidmap", "map with ids of its own for the userns launcher", _newuidmap, "newuidmap and newgidmap must be setuid root; see subuid(5)"),
+    Check("seccomp", "the kernel-surface filters", _seccomp, "run nodewrap policy apply; the kernel needs CONFIG_SECCOMP_FILTER"),
+    Check("landlock", "abstract sockets of the pilot out of reach", _landlock, _LANDLOCK_NEXT),
+    Check("keyring", "a session keyring that is not the pilot's", _keyring, "CONFIG_KEYS, and no container's filter that forbids keyctl"),
+    Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
+    Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
+)
+
+
+# ---- drift: settings that weaken a node without breaking nodewrap ----
+
+
+class Drift(NamedTuple):
+    path: str
+    good: tuple[str, ...]
+    why: str
+
+
+_SYS = "/proc/sys/"
+DRIFTS = (
+    Drift(_SYS + "dev/tty/legacy_tiocsti", ("0",), "any process may type into its terminal; the filter closes that for payloads only"),
+    Drift(_SYS + "fs/protected_symlinks", ("1",), "links in world-writable directories lead privileged programs astray"),
+    Drift(_SYS + "fs/protected_hardlinks", ("1",), "anybody may link to others' files in shared directories"),
+    Drift(_SYS + "kernel/yama/ptrace_scope", ("1", "2", "3"), "log-only payloads of profile none may trace the pilot"),
+    Drift(_SYS + "kernel/unprivileged_bpf_disabled", ("1", "2"), "bpf(2) is open to processes outside payloads"),
+)
+
+
+def drifts() -> list[tuple[str, Finding]]:
+    """Settings of the node worth changing, by name; yes is None where this kernel has no such switch."""
+    found = [(os.path.basename(drift.path), _drift(drift)) for drift in DRIFTS]
+    return [*found, ("hidepid", _hidepid())]
+
+
+def _drift(drift: Drift) -> Finding:
+    value = _text(drift.path)
+    if not value:
+        return Finding(None, f"{drift.path}: this kernel has no such switch")
+    if value in drift.good:
+        return Finding(True, f"{drift.path} is {value}")
+    name = drift.path[len(_SYS):].replace("/", ".")
+    return Finding(False, f"{drift.path} is {value}: {drift.why}", f"sysctl -w {name}={drift.good[0]}, and keep it in /etc/sysctl.d")
+
+
+def _hidepid() -> Finding:
+    options = [line.split(" - ", 1)[1] for line in _text("/proc/self/mountinfo").splitlines() if line.split(" ")[4] == "/proc"]
+    hidden = any("hidepid=" in text and "hidepid=0" not in text and "hidepid=off" not in text for text in options)
+    return Finding(not hidden, "hidepid is set: pilots lose sight of their payloads' use, and nested containers their /proc" if hidden else "not set",
+                   "remount /proc with hidepid=0" if hidden else "")
