@@ -107,11 +107,12 @@ install_config() {
     dir "$conf/policy.d"
     dir "$conf/examples"
     for file in policies/*.toml; do
-        case $file in
-        */nodewrap.toml | */profiles.toml) put_config "$file" "$conf/$(basename "$file")" ;;
-        *) put 0644 "$file" "$conf/examples/$(basename "$file")" ;;
-        esac
+        put 0644 "$file" "$conf/examples/$(basename "$file")"
     done
+    # The site's policy as shipped refuses everybody; without privilege there is nobody to refuse but oneself.
+    if [ "$LAUNCHER" = userns ]; then main=userns; else main=nodewrap; fi
+    put_config "policies/$main.toml" "$conf/nodewrap.toml"
+    put_config policies/profiles.toml "$conf/profiles.toml"
 }
 
 install_state() {
@@ -142,6 +143,11 @@ install_guard() {
     fi
 }
 
+# Without an applied policy a call would be an error of the site's; with the shipped one it is an answer. Later edits are the admin's to apply.
+apply_policy() {
+    staged || [ -e "$STATEDIR/policy/current" ] || "$PREFIX/bin/nodewrap" policy apply
+}
+
 note_made() {
     for path in $fresh; do say "dir $path"; done >>"$made"
 }
@@ -152,7 +158,7 @@ staged below $DESTDIR. The package itself must, on the node:
   groupadd -r $CALLERS; useradd -r -U -M -d / -s /usr/sbin/nologin $SERVICE_USER
   chown root:$CALLERS $LIBEXEC/nodewrap-setuid && chmod 4750 $LIBEXEC/nodewrap-setuid
   chmod 0750 $LOGDIR; chmod 0700 $STATEDIR/leases
-  [ -e $conf/guard ] || $LIBEXEC/first-guard >$conf/guard
+  [ -e $conf/guard ] || $LIBEXEC/first-guard >$conf/guard; $PREFIX/bin/nodewrap policy apply
 NOTES
 }
 
@@ -170,6 +176,7 @@ do_install() {
     install_man
     note_made
     install_guard
+    apply_policy
     if staged && [ "$LAUNCHER" = setuid ]; then packager_notes; fi
     say "installed below $DESTDIR$PREFIX, launcher $LAUNCHER; next: $PREFIX/bin/nodewrap doctor"
 }
