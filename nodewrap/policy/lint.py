@@ -61,27 +61,31 @@ def permitted(modes: Table) -> list[str]:
 
 
 def _site(sources: Sources, policy: Table) -> None:
-    stances = [(("site",), policy["site"])] + [(("stance", number), stance["set"]) for number, stance in enumerate(policy["stances"])]
     base = policy["site"]
-    for path, changes in stances:
-        modes = {**base["modes"], **changes.get("modes", {})}
-        if path == ("site",) or "modes" in changes or "multi_user" in changes:
-            _site_modes(sources, path, changes.get("multi_user", base["multi_user"]), modes, policy)
-        if changes.get("on_internal_error") == "log-only" and modes["log-only"] == "no":
+    parts: list[tuple[Path, Table]] = [(("site",), base)]
+    parts += [(("stance", number), stance["set"]) for number, stance in enumerate(policy["stances"])]
+    _no_mode(sources, policy, parts)
+    never = all(world["log-only"] == "no" for world in _worlds(policy))
+    for path, changes in parts:
+        _too_weak(sources, path, changes.get("modes", {}), {**base["modes"], **changes.get("modes", {})})
+        if changes.get("on_internal_error") == "log-only" and never:
             text = "on_internal_error runs payloads under the pilot's uid, which modes.log-only = no refuses; next: check that the exception is meant"
             sources.report((*path, "on_internal_error"), "NW-POLICY-CONTRADICTION", text, True)
 
 
-def _site_modes(sources: Sources, path: Path, multi_user: bool, modes: Table, policy: Table) -> None:
-    given = permitted(modes)
-    later = path == ("site",) and any("modes" in stance["set"] or "multi_user" in stance["set"] for stance in policy["stances"])
-    if multi_user and not given and not later:
+def _no_mode(sources: Sources, policy: Table, parts: list[tuple[Path, Table]]) -> None:
+    opened = [path for path, changes in parts if changes.get("multi_user")]
+    if opened and not any(permitted(world) for world in _worlds(policy)):
         text = "multi_user = yes, and no mode of identity is allowed: every payload will be refused; next: allow a mode, or say multi_user = no"
-        sources.report((*path, "modes"), "NW-POLICY-CONTRADICTION", text, True)
-    for mode in evaluate.MODES:
-        if modes[mode] != "no" and given and mode not in given:
-            stronger = " and ".join(name for name in given if modes[name] == "require")
-            text = f"modes.{mode} = {modes[mode]}, and {stronger} is required, which is more: {mode} will be refused; next: say no, or require less"
+        sources.report((*opened[0], "multi_user"), "NW-POLICY-CONTRADICTION", text, True)
+
+
+def _too_weak(sources: Sources, path: Path, said: Table, modes: Table) -> None:
+    """A mode that is allowed here, and refused because a stronger one is required."""
+    required = [mode for mode in evaluate.MODES if modes[mode] == "require"]
+    for mode in said:
+        if modes[mode] != "no" and mode not in permitted(modes):
+            text = f"modes.{mode} = {modes[mode]}, and {required[-1]} is required, which is more: {mode} will be refused; next: say no, or require less"
             sources.report((*path, "modes", mode), "NW-POLICY-CONTRADICTION", text, True)
 
 
