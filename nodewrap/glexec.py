@@ -69,10 +69,10 @@ def line(caller: str, caller_group: str, account: str, account_group: str, cwd: 
 
     command: the payload's argv; [] when only the proxy is refreshed. At most about 900 bytes: syslog lines end at 1,024 (RFC 3164, 4.1).
     """
-    cmd, words = neutral("".join(command[:1]), 256), neutral(" ".join(command[1:]), 256)
+    cmd, words = neutral("".join(command[:1]), 160), neutral(" ".join(command[1:]), 256)
     real = f"real_user({neutral(caller, 32)}),real_group({neutral(caller_group, 32)})"
     mapped = f"mapped_user({neutral(account, 32)}),mapped_group({neutral(account_group, 32)})"
-    start = f'{real}->{mapped} cwd: "{neutral(cwd, 128)}" cmd: "{cmd}" (="{cmd}")'
+    start = f'{real}->{mapped} cwd: "{neutral(cwd, 96)}" cmd: "{cmd}" (="{cmd}")'
     return f'{start} args: "{words}"' if len(command) > 1 else start
 
 

@@ -41,13 +41,12 @@ def path(where: str, value: str, cwd: bytes) -> str:
 
     ``..`` is refused, not resolved: by name it would mean something else than by the kernel when a component is a symbolic link.
     """
-    base = decode(cwd)
-    full = value if value.startswith("/") else base + "/" + value
+    full = value if value.startswith("/") else decode(cwd) + "/" + value
     if not value:
         raise mistake("PATH", f"{where} is empty; give an absolute path")
     if "\0" in value:
         raise mistake("PATH", f"{where}: {shown(value)} contains a NUL byte, which no path can")
-    if not full.startswith("/"):
+    if not value.startswith("/") and not cwd.startswith(b"/"):
         raise mistake("PATH", f"{where}: {shown(value)} is relative and the current directory is not known; give an absolute path")
     parts = [part for part in full.split("/") if part not in ("", ".")]
     clean = "/" + "/".join(parts)

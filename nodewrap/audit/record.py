@@ -6,7 +6,6 @@ The launcher writes its records in C; this one serves the tools that write from 
 from __future__ import annotations
 
 import base64
-import hashlib
 from collections.abc import Iterator
 from typing import Union
 
@@ -37,11 +36,6 @@ def render(fields: list[tuple[str, Value]]) -> bytes:
         if len(line) <= RECORD_MAX:
             return line
     raise ValueError(f"the record has {len(line)} bytes, more than {RECORD_MAX}, though every value is cut")
-
-
-def args_sha256(args: list[bytes]) -> str:
-    """``process.args_sha256``: hex SHA-256 of all arguments, each followed by a NUL byte, as they stand in /proc/PID/cmdline."""
-    return hashlib.sha256(b"".join(arg + b"\0" for arg in args)).hexdigest()
 
 
 def _line(fields: list[tuple[str, Value]], cap: int) -> bytes:

@@ -35,14 +35,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     show.add_argument("--user", default="", metavar="UID", help="of this payload or pilot account, by uid or name")
     show.add_argument("--dn", default="", help="whose subject contains this")
     show.add_argument("--action", action="append", default=[], help="of this kind (may be repeated)")
-    show.add_argument("--since", default="", metavar="T", type=since, help="not older: a time (2026-11-20T21:00, UTC) or an age (90s, 30m, 12h, 7d)")
+    show.add_argument("--since", metavar="T", type=since, help="not older: a time (2026-11-20T21:00, UTC) or an age (90s, 30m, 12h, 7d)")
     show.add_argument("--follow", action="store_true", help="go on as records are written")
     show.add_argument("--json", action="store_true", help="the records' own lines")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Run what ``configure`` parsed. Returns 0; 1 when the file has flaws that no gap record accounts for; 2 when it cannot be read."""
-    wanted = log.Filter(arguments.run, arguments.user, arguments.dn, arguments.action, arguments.since)
+    wanted = log.Filter(arguments.run, arguments.user, arguments.dn, arguments.action, arguments.since or "")
     try:
         with open(arguments.file or audit_file(), "rb") as file:
             return _show(log.entries(log.lines(file, arguments.follow)), wanted, arguments)

@@ -72,29 +72,29 @@ def mode(where: str, text: str) -> int:
 def make(base: str, target_mode: int, parent_mode: int) -> str:
     """Make ``base/gltmp.<random>/target``: the outer directory the caller's, the inner one the payload's; returns its path.
 
-    While the payload needs write access to the outer one it stands in a directory that only its own name leads into (0711, 128 random bits):
-    nobody else can put something there first. Then it gets its final mode and is renamed into base.
+    While the payload needs write access to the outer one, it stands in a hidden directory that shows no names (0711): without knowing the 64
+    random bits of its name nobody else gets to it, to put something there first. Then it is closed and renamed into base.
     """
     base = os.path.realpath(base)
-    unique = secrets.token_hex(16)
-    hidden, name = f"{base}/.gltmp-{unique}", f"{glexec.TEMP_PREFIX}{unique[:12]}"
+    hidden, name = f"{base}/.gltmp-{secrets.token_hex(8)}", f"{glexec.TEMP_PREFIX}{secrets.token_hex(8)}"
     if glexec.temp_directories([f"{hidden}/{name}"]) != [f"{hidden}/{name}"]:
         raise model.Refusal(201, "NW-GLTMP-PATH", f"{base!r} has characters that end a word in a shell; use a directory without blanks and quotes")
     os.mkdir(hidden, 0o700)
     try:
-        _make_inside(f"{hidden}/{name}", target_mode, parent_mode)
+        _make_inside(f"{hidden}/{name}", target_mode)
         os.rename(f"{hidden}/{name}", f"{base}/{name}")
+        os.chmod(f"{base}/{name}", parent_mode)  # last: rename(2) wants the owner's write permission
     finally:
         _discard(hidden, name)
     return f"{base}/{name}/{TARGET}"
 
 
-def _make_inside(outer: str, target_mode: int, parent_mode: int) -> None:
+def _make_inside(outer: str, target_mode: int) -> None:
     os.chmod(os.path.dirname(outer), 0o711)  # noqa: S103  to be passed through, by who knows the name
     os.mkdir(outer, 0o700)
     os.chmod(outer, 0o1777)  # noqa: S103  reached by nobody else, see make
     run_glexec("mkdir", "-m", f"{target_mode:04o}", "--", f"{outer}/{TARGET}")
-    os.chmod(outer, parent_mode)
+    os.chmod(outer, 0o700)
 
 
 def _discard(hidden: str, name: str) -> None:
