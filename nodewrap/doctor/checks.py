@@ -332,7 +332,7 @@ CHECKS = (
     Check("callers", "only members of its group may start the setuid launcher", _callers, ""),
     *(Check(f"root.{kind}", "privileged launchers isolate with it", _root_namespace(kind), _ROOT_NEXT) for kind in NAMESPACES),
     Check("root.proc", "a fresh /proc of the payload's pid namespace", _needs_root(_root_proc), "unmount what lies over /proc"),
-    Check("root.idmap", "the work directory becomes the payload's without chown", _needs_root(_idmap), "keep work on ext4 or xfs, Linux 5.12 or later"),
+    Check("root.idmap", "the work directory becomes the payload's without chown", _needs_root(_idmap), "keep work on ext4 or xfs, Linux 5.12 on"),
     Check("caller.user", "everything the userns launcher does", _caller_user, ""),
     *(Check(f"caller.{kind}", "the userns launcher isolates with it", _caller_namespace(kind), "see user_namespaces(7)") for kind in NAMESPACES),
     Check("caller.proc", "a fresh /proc for the userns launcher and for containers inside payloads", _caller_proc, _PROC_NEXT),
