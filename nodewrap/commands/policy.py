@@ -77,13 +77,13 @@ def _fail(text: str) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    sources, policy = _compiled(arguments, _unchecked if arguments.no_accounts else accounts.lookup)
-    return 0 if policy is not None and not sources.errors() else 1
+    _, policy = _compiled(arguments, _unchecked if arguments.no_accounts else accounts.lookup)
+    return 1 if policy is None else 0
 
 
 def _apply(arguments: argparse.Namespace) -> int:
-    sources, policy = _compiled(arguments, accounts.lookup)
-    if policy is None or sources.errors():
+    _, policy = _compiled(arguments, accounts.lookup)
+    if policy is None:
         print("NW-POLICY-REFUSED: not applied, the policy in force stays; next: correct what is named above", file=sys.stderr)
         return 1
     directory = _policy_dir(arguments)

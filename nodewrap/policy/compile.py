@@ -30,13 +30,13 @@ def compile_policy(sources: Sources, shipped: Sources, lookup: Lookup = accounts
     """
     sources.problems += shipped.problems
     document = schema.POLICY(sources.document, (), sources.report)
+    merged = {} if sources.errors() else _profiles(sources, shipped)
     if sources.errors():
         return None
-    policy = _Compiler(sources, document, _profiles(sources, shipped), lookup).policy()
-    if sources.errors():
-        return None
-    lint.lint(sources, document, policy)
-    return policy
+    policy = _Compiler(sources, document, merged, lookup).policy()
+    if not sources.errors():
+        lint.lint(sources, document, policy)
+    return None if sources.errors() else policy
 
 
 def canonical(policy: Table) -> str:

@@ -85,7 +85,8 @@ def _too_weak(sources: Sources, path: Path, said: Table, modes: Table) -> None:
     required = [mode for mode in evaluate.MODES if modes[mode] == "require"]
     for mode in said:
         if modes[mode] != "no" and mode not in permitted(modes):
-            text = f"modes.{mode} = {modes[mode]}, and {required[-1]} is required, which is more: {mode} will be refused; next: say no, or require less"
+            why = f"modes.{mode} = {modes[mode]}, and {required[-1]} is required, which is more"
+            text = f"{why}: {mode} will be refused; next: say no, or require less"
             sources.report((*path, "modes", mode), "NW-POLICY-CONTRADICTION", text, True)
 
 

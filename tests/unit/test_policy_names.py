@@ -82,8 +82,10 @@ def test_fqan_pattern(pattern, fqan, expected):
 
 
 @pytest.mark.parametrize(("pattern", "dn", "expected"), [
-    ("/DC=org/OU=u/*", "/DC=org/OU=u/CN=x/CN=y", True), ("/DC=org/OU=u/*", "/dc=org/ou=u/CN=x", True), ("/DC=org/OU=u/*", "/DC=org/OU=uu/CN=x", False),
-    ("/DC=org/CN=Robot*", "/DC=org/CN=Robot - a", True), ("/DC=org/CN=Robot*", "/DC=org/CN=Robot/CN=x", False), ("/CN=a/CN=b", "/CN=a\\x2FCN=b", False),
+    ("/DC=org/OU=u/*", "/DC=org/OU=u/CN=x/CN=y", True), ("/DC=org/OU=u/*", "/dc=org/ou=u/CN=x", True),
+    ("/DC=org/OU=u/*", "/DC=org/OU=uu/CN=x", False),
+    ("/DC=org/CN=Robot*", "/DC=org/CN=Robot - a", True), ("/DC=org/CN=Robot*", "/DC=org/CN=Robot/CN=x", False),
+    ("/CN=a/CN=b", "/CN=a\\x2FCN=b", False),
     ("/DC=org/CN=a.b", "/DC=org/CN=aXb", False),
 ])
 def test_dn_pattern(pattern, dn, expected):
