@@ -1,4 +1,4 @@
-"""What holds for every request: evaluation is total and repeatable, a ban wins under every spelling, and nothing a pilot asks for widens what it gets."""
+"""What holds for every request: evaluation is total and repeatable, a ban wins under every spelling, a wish never widens what is given."""
 
 from __future__ import annotations
 
@@ -119,7 +119,8 @@ ALIASES = {
     "CN": ["CN", "cn", "commonName", "OID.2.5.4.3"], "UID": ["UID", "USERID", "userId", "0.9.2342.19200300.100.1.1"],
     "E": ["E", "Email", "emailAddress", "EMAILADDRESS", "1.2.840.113549.1.9.1"],
 }
-values = st.text(alphabet=st.sampled_from("abzAZ09 .-'@éÉßñÅ中\u0301"), min_size=1, max_size=12).filter(lambda text: text.strip(" \u0301") == text and text)
+letters = st.sampled_from("abzAZ09 .-'@éÉßñÅ中\u0301")
+values = st.text(alphabet=letters, min_size=1, max_size=12).filter(lambda text: text.strip(" \u0301") == text and text)
 dns = st.lists(st.tuples(st.sampled_from(sorted(ALIASES)), values), min_size=1, max_size=5)
 
 

@@ -22,7 +22,8 @@ CORPUS = {
     "unknown table": (BASE + "[[rules]]\n", [f"{M}:7: NW-POLICY-KEY unknown key 'rules' in the policy; did you mean 'rule'?"]),
     "unknown value": (
         BASE.replace('map = "allow"', 'map = "alow"'),
-        [f"{M}:4: NW-POLICY-VALUE site.modes.map is 'alow'; did you mean 'allow'?; next: write one of \"no\", \"allow\", \"require\", \"undecided\""]),
+        [f"{M}:4: NW-POLICY-VALUE site.modes.map is 'alow'; did you mean 'allow'?; "
+         'next: write one of "no", "allow", "require", "undecided"']),
     "number without unit": (
         BASE + RULE + "limits = { wall = 72 }\n",
         [f'{M}:12: NW-POLICY-TYPE rule.limits.wall is a number 72; next: write a number with a unit (s, m, h, d, w), such as "72h"']),
@@ -47,7 +48,9 @@ CORPUS = {
         BASE + RULE.replace('vo = "atlas"', 'fqan = ["/atlas*"]'),
         [f"{M}:9: NW-POLICY-VALUE rule.when.fqan is '/atlas*'; next: write an FQAN pattern such as /atlas/* (the group and all below); "
          "a VO's name takes no wildcard"]),
-    "not TOML": (BASE + "[[rule]\n", [f"{M}:7: NW-POLICY-SYNTAX not TOML in column 7: Expected ']]' at the end of an array declaration; next: correct this line"]),
+    "not TOML": (
+        BASE + "[[rule]\n",
+        [f"{M}:7: NW-POLICY-SYNTAX not TOML in column 7: Expected ']]' at the end of an array declaration; next: correct this line"]),
     "key twice": (BASE + 'site = "x"\nsite = "y"\n', None),
     "no site": (CALLER + RULE, [f"{M}:1: NW-POLICY-MISSING there is no [site]; next: add one with name, multi_user and modes"]),
     "incomplete site": ('[site]\nname = "T"\nmulti_user = "yes"\n' + CALLER, [f"{M}:1: NW-POLICY-MISSING site has no 'modes'; next: add it"]),
@@ -94,7 +97,8 @@ CORPUS = {
         [f"{M}:7: NW-POLICY-ACCOUNT pool 'a' has no account on this node; next: create them, or correct the names",
          f"{M}:8: NW-POLICY-VALUE range 'usr[09-01]' is empty or has more than 10000 names; next: write the smaller number first, or split it"]),
     "ban of nobody": (
-        BASE + "[[ban]]\nreason = 'x'\n", [f"{M}:7: NW-POLICY-MISSING this [[ban]] names nobody; next: add dn, fqan, vo, issuer (and sub) or caller"]),
+        BASE + "[[ban]]\nreason = 'x'\n",
+        [f"{M}:7: NW-POLICY-MISSING this [[ban]] names nobody; next: add dn, fqan, vo, issuer (and sub) or caller"]),
     "sub without issuer": (
         BASE + "[[ban]]\nvo = 'x'\nsub = 'y'\n", [f"{M}:9: NW-POLICY-MISSING a token's sub means something only with its issuer; next: add issuer"]),
     "variable that runs code": (
@@ -113,7 +117,8 @@ CORPUS = {
          "next: say no, or require less"]),
     "rule for a mode that the site refuses": (
         BASE.replace('map = "allow"', 'map = "no"') + RULE,
-        [f"{M}:10: NW-POLICY-CONTRADICTION warning: rule 'r' gives map, which the site's modes refuse: it can only deny; next: change modes or the rule"]),
+        [f"{M}:10: NW-POLICY-CONTRADICTION warning: rule 'r' gives map, which the site's modes refuse: it can only deny; "
+         "next: change modes or the rule"]),
     "profile with an unknown key": (
         BASE + '[profile.batch]\nnamespace = ["pid"]\n',
         [f"{M}:8: NW-POLICY-PROFILE profile.batch.namespace: unknown key; did you mean 'namespaces'?"]),
@@ -129,6 +134,12 @@ def test_bad_policy_is_reported_with_file_line_and_next_step(tmp_path, name):
     policy, problems = compiled(tmp_path, text)
     assert problems == lines
     assert (policy is None) == any(" warning: " not in line for line in lines)
+
+
+@pytest.mark.parametrize("term", ["expires = 2099-01-01\n", "not_before = 2026-01-01\n", 'needs = "x"\n'])
+def test_rule_that_is_not_always_in_force_hides_no_other(tmp_path, term):
+    assertion = '[assertion.x]\ntext = "x"\n'
+    assert compiled(tmp_path, BASE + RULE + term + RULE.replace('"r"', '"s"') + assertion)[1] == []
 
 
 def test_key_written_twice_is_an_error(tmp_path):

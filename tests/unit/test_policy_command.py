@@ -155,7 +155,7 @@ def test_leftover_of_a_killed_apply_is_no_obstacle(run, tmp_path):
 def test_what_is_no_policy_is_not_loaded(tmp_path, data):
     path = tmp_path / "policy.bin"
     path.write_bytes(b"x" * (store.MAX_BYTES + 1) if data is None else data)
-    with pytest.raises(ValueError, match="^NW-POLICY-LOAD: .*; next: run 'nodewrap policy apply'"):
+    with pytest.raises(ValueError, match=r"^NW-POLICY-LOAD: .*; next: run 'nodewrap policy apply'"):
         store.load(str(path))
 
 

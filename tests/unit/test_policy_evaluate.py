@@ -192,7 +192,12 @@ def test_callers_vo_stands_in_only_where_no_credential_could_have_shown_one(poli
     assert not decide(made, vo="", fqans=(), assurance="credential").permit
 
 
-TWO = '[[rule]]\nname = "r"\nidentity = [{ mode = "map" }, { mode = "log-only" }, { mode = "switch", account = "usr01" }]\nprofile = ["batch", "strict"]\n'
+TWO = """\
+[[rule]]
+name = "r"
+identity = [{ mode = "map" }, { mode = "log-only" }, { mode = "switch", account = "usr01" }]
+profile = ["batch", "strict"]
+"""
 
 
 @pytest.mark.parametrize(("asked", "given"), [
