@@ -45,7 +45,7 @@ def parse(argv: list[bytes], env: list[bytes], cwd: bytes) -> model.Ask:
     ask.target_proxy = _target(env)
     ask.declared_id = neutral(usage.lookup(env, b"GLEXEC_ID") or "", usage.CLAIM_BYTES)
     ask.argv_from = _account(ask, argv, usage.lookup(env, b"GLEXEC_MODE"))
-    _command(argv[ask.argv_from:])
+    _command(argv[ask.argv_from:], ask.target_proxy)
     ask.expose = temp_directories([ask.target_proxy] + [usage.decode(word) for word in argv[ask.argv_from:]])
     return ask
 
@@ -144,8 +144,10 @@ def _account(ask: model.Ask, argv: list[bytes], mode: "str | None") -> int:
     return 3
 
 
-def _command(words: list[bytes]) -> None:
+def _command(words: list[bytes], target: str) -> None:
     """A command, when there is one, is an absolute path in its plain form: glexec never searched PATH."""
+    if not words and target == NO_COPY:
+        raise usage.mistake("COMMAND", f"there is no command, and GLEXEC_TARGET_PROXY={NO_COPY} wants no copy; give one of them")
     if not words:
         return
     parts = words[0].split(b"/")

@@ -58,6 +58,7 @@ def test_target_proxy_defaults_to_glexecs_name_and_dev_null_is_none():
 def test_call_without_a_command_asks_for_the_proxy_alone():
     ask = parse(env={**CERT, "GLEXEC_TARGET_PROXY": "/t/p"})
     assert (ask.argv_from, ask.target_proxy) == (1, "/t/p")
+    assert refused(env={**CERT, "GLEXEC_TARGET_PROXY": "/dev/null"}) == "NW-USAGE-COMMAND"
 
 
 def test_first_entry_of_a_name_counts_as_for_getenv():
