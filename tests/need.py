@@ -13,6 +13,8 @@ from typing import Callable
 
 import pytest
 
+MUST_WORK = os.environ.get("NODEWRAP_MUST_WORK", "0") not in ("", "0")
+
 
 def _userns() -> bool:
     """Try it, in a child: sysctls, LSMs and container filters each have their own way to say no."""
@@ -38,7 +40,7 @@ def search_path() -> str:
 
 def must_work(name: str) -> bool:
     allowed = os.environ.get("NODEWRAP_MAY_SKIP", "").replace(",", " ").split()
-    return os.environ.get("NODEWRAP_MUST_WORK", "0") not in ("", "0") and name not in allowed
+    return MUST_WORK and name not in allowed
 
 
 def need(*names: str) -> None:

@@ -169,7 +169,7 @@ def test_staged_install_makes_no_account_and_says_what_the_package_must_do(sessi
 @pytest.mark.parametrize("prefix_name", ["with blank", "quo'te", "new\nline", "am&p", "pi|pe"])
 def test_prefix_that_the_guard_cannot_carry_is_refused(session, prefix_name):
     script = CHECKOUT / "packaging/install.sh"
-    settings = {key: "/x" for key in ("SYSCONFDIR", "STATEDIR", "LOGDIR", "RUNDIR", "MANDIR", "LIB", "LIBEXEC")}
+    settings = dict.fromkeys(("SYSCONFDIR", "STATEDIR", "LOGDIR", "RUNDIR", "MANDIR", "LIB", "LIBEXEC"), "/x")
     environment = {**os.environ, **settings, "DESTDIR": "", "PREFIX": f"/x/{prefix_name}"}
     done = subprocess.run([script, "install"], env=environment, capture_output=True, text=True, cwd=CHECKOUT)
     assert done.returncode == 1
