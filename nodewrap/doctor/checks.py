@@ -198,7 +198,7 @@ def _launcher(name: str) -> Callable[[Node], Finding]:
         path = f"{_paths.LIBEXEC}/nodewrap-{name}"
         if not os.path.exists(path):
             return Finding(False, f"{path} is not installed")
-        problem = distrust(path, os.geteuid() if name == "userns" else 0) or (_setuid_problem(path) if name == "setuid" else "")
+        problem = distrust(path, node.caller[0] if name == "userns" else 0) or (_setuid_problem(path) if name == "setuid" else "")
         return Finding(not problem, problem or path)
 
     return look

@@ -116,7 +116,8 @@ def try_idmap(directory: str) -> Callable[[], None]:
     """An idmapped mount of the directory's file system (mount_setattr(2), Linux 5.12 and per file system)."""
 
     def work() -> None:
-        holder, tree = _holder(), _syscall(OPEN_TREE, -100, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC)
+        tree = _syscall(OPEN_TREE, -100, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC)
+        holder = _holder()
         try:
             for name in ("uid_map", "gid_map"):
                 _write(f"/proc/{holder}/{name}", "1000 20000 1")
