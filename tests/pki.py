@@ -41,7 +41,7 @@ _OIDS = {
 }
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def key(label: str) -> rsa.RSAPrivateKey:
     """An RSA key, the same for the same label for the life of the process: making one takes 0.1 s."""
     return rsa.generate_private_key(65537, 2048)
@@ -54,7 +54,7 @@ def dn(text: str) -> x509.Name:
 
 
 def when(seconds: float) -> datetime.datetime:
-    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
+    return datetime.datetime.fromtimestamp(int(seconds), datetime.timezone.utc)
 
 
 def key_pem(private) -> bytes:
@@ -280,19 +280,18 @@ class Pki:
     def forge_ac(self, holder: Pair | None = None, server: Pair | None = None, **change) -> bytes:
         """An attribute certificate in DER, by default a good one for alice. change: see the names below."""
         holder, server, now = holder or self.alice, server or self.voms, time.time()
-        authority = change.get("authority", f"{VO}://{HOST}:15000")
-        syntax = cms.IetfAttrSyntax({
-            "policy_authority": [asn1.GeneralName("uniform_resource_identifier", _uri(authority))],
-            "values": [cms.IetfAttrValue("octets", fqan.encode()) for fqan in change.get("fqans", [PILOT])],
-        })
+        fqans = [tlv(0x04, fqan.encode()) for fqan in change.get("fqans", [PILOT])]
+        authority = tlv(0x86, change.get("authority", f"{VO}://{HOST}:15000").encode())
+        syntax = cms.IetfAttrSyntax.load(tlv(0x30, tlv(0xA0, authority), tlv(0x30, *fqans)))
         carried = change.get("certificates", [server])
-        extensions = change.get("extensions", [(NO_REVOCATION, False, core.Null().dump())])
+        authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(server.key.public_key()).public_bytes()
+        extensions = [*change.get("extensions", [(NO_REVOCATION, False, core.Null().dump())]), ("2.5.29.35", False, authority_key)]
         extensions = [*extensions, (AC_CERTIFICATES, False, wrap_certificates(carried))] if carried else extensions
         info = cms.AttributeCertificateInfoV2({
             "version": "v2",
             "holder": {"base_certificate_id": {"issuer": [_directory(holder.asn1_name("issuer"))], "serial": change.get("serial", holder.cert.serial_number)}},
             "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": [_directory(change.get("issuer", server).asn1_name("subject"))]}),
-            "signature": {"algorithm": "sha256_rsa"},
+            "signature": {"algorithm": "sha256_rsa", "parameters": core.Null()},
             "serial_number": 1,
             "att_cert_validity_period": {"not_before_time": when(now + change.get("start", -3600)), "not_after_time": when(now + change.get("end", DAY))},
             "attributes": [{"type": FQANS, "values": [syntax]}],
@@ -309,14 +308,14 @@ TARGETS = "2.5.29.55"
 
 def sign_ac(info, private) -> bytes:
     signature = private.sign(info.dump(), padding.PKCS1v15(), hashes.SHA256())
-    return cms.AttributeCertificateV2({"ac_info": info, "signature_algorithm": {"algorithm": "sha256_rsa"}, "signature": signature}).dump()
+    return tlv(0x30, info.dump(), info["signature"].dump(), tlv(0x03, b"\0", signature))
 
 
 def tlv(tag: int, *contents: bytes) -> bytes:
     """DER of a constructed or primitive value with a one-byte tag."""
     body = b"".join(contents)
-    length = bytes([len(body)]) if len(body) < 128 else bytes([0x82]) + len(body).to_bytes(2, "big")
-    return bytes([tag]) + length + body
+    size = len(body).to_bytes((len(body).bit_length() + 7) // 8 or 1, "big")
+    return bytes([tag]) + (size if len(body) < 128 else bytes([0x80 + len(size)]) + size) + body
 
 
 def wrap_acs(acs) -> bytes:
@@ -338,14 +337,6 @@ def proxy_info(kind: str, language: str, path_length: int | None) -> bytes:
     if kind == "rfc":
         return tlv(0x30, length, policy)
     return tlv(0x30, policy, tlv(0xA1, length) if length else b"")
-
-
-def _uri(text: str):
-    """asn1crypto would turn the URI of an unknown scheme into another text: set the bytes."""
-    made = asn1.URI("")
-    made.contents = text.encode()
-    made._header = None
-    return made
 
 
 def _directory(name: bytes):

@@ -18,9 +18,11 @@ NO_REVOCATION = "2.5.29.56"
 
 _UNDERSTOOD = {CERTIFICATES, GENERIC, TARGETS, NO_REVOCATION, "2.5.29.35"}
 
-#: Limits (architecture I17): attribute certificates in a proxy, FQANs in one.
+#: Limits (architecture I17): attribute certificates in a proxy and certificates in one, FQANs, attributes, target hosts.
 MAX_ACS = 8
 MAX_FQANS = 256
+MAX_ATTRIBUTES = 32
+MAX_TARGETS = 256
 
 
 class _Attribute(core.Sequence):  # type: ignore[misc]
@@ -112,10 +114,17 @@ class Ac:
 def read_acs(value: bytes) -> list[Ac]:
     """The attribute certificates in the value of extension 1.3.6.1.4.1.8005.100.100.5. Refusal NW-VOMS-PARSE, NW-VOMS-EXTENSION, NW-X509-…"""
     with parsing("the VOMS extension of the proxy", "NW-VOMS-PARSE"):
-        found = [ac for acs in _AcSequence.load(value, strict=True) for ac in acs]
-        if not 0 < len(found) <= MAX_ACS:
-            raise ValueError(f"{len(found)} attribute certificates")
+        found = _flatten(_AcSequence.load(value, strict=True), MAX_ACS)
+        if not found:
+            raise ValueError("no attribute certificate")
     return [_read_ac(ac) for ac in found]
+
+
+def _flatten(nested: Any, limit: int) -> list[Any]:
+    """The elements of a SEQUENCE OF SEQUENCE OF; ValueError beyond ``limit``, before they are looked at."""
+    if len(nested) > limit or sum(len(some) for some in nested) > limit:
+        raise ValueError(f"more than {limit} elements")
+    return [one for some in nested for one in some]
 
 
 def _read_ac(fields: Any) -> Ac:
@@ -155,6 +164,8 @@ def _directory_name(names: Any) -> bytes:
 
 def _read_fqans(attributes: Any) -> tuple[str, list[str]]:
     """(``vo://host:port``, FQANs) from the one FQAN attribute; other attributes are the business of others."""
+    if len(attributes) > MAX_ATTRIBUTES:
+        raise ValueError(f"more than {MAX_ATTRIBUTES} attributes")
     values = [attribute["values"] for attribute in attributes if attribute["type"].dotted == FQANS]
     if len(values) != 1 or len(values[0]) != 1:
         raise ValueError("not exactly one FQAN attribute")
@@ -169,7 +180,7 @@ def _read_fqans(attributes: Any) -> tuple[str, list[str]]:
 def _read_targets(extensions: dict[str, tuple[bool, bytes]]) -> list[str] | None:
     if TARGETS not in extensions:
         return None
-    targets = [target for some in _TargetSequence.load(extensions[TARGETS][1], strict=True) for target in some]
+    targets = _flatten(_TargetSequence.load(extensions[TARGETS][1], strict=True), MAX_TARGETS)
     names = [target.chosen.chosen for target in targets if target.name == "name"]
     return [name.contents.decode("ascii") for name in names if isinstance(name, (x509.URI, x509.DNSName))]
 
@@ -177,9 +188,6 @@ def _read_targets(extensions: dict[str, tuple[bool, bytes]]) -> list[str] | None
 def _read_certificates(extensions: dict[str, tuple[bool, bytes]]) -> list[bytes]:
     if CERTIFICATES not in extensions:
         return []
-    ders = [bytes(one.dump()) for some in _CertificateSequence.load(extensions[CERTIFICATES][1], strict=True) for one in some]
-    if len(ders) > MAX_ACS:
-        raise ValueError(f"more than {MAX_ACS} certificates")
-    return ders
+    return [bytes(one.dump()) for one in _flatten(_CertificateSequence.load(extensions[CERTIFICATES][1], strict=True), MAX_ACS)]
 
 

@@ -33,6 +33,9 @@ _UNDERSTOOD = {
     BASIC_CONSTRAINTS, KEY_USAGE, RFC_PROXY, GT3_PROXY, *ALTERNATIVE_NAMES, "2.5.29.37", "2.5.29.14", "2.5.29.35", "2.5.29.32",
 }
 
+#: Limit (architecture I17): asn1crypto takes 20 µs for each, and a file could hold tens of thousands.
+MAX_EXTENSIONS = 64
+
 
 class _Policy(core.Sequence):  # type: ignore[misc]
     _fields = [("language", core.ObjectIdentifier), ("policy", core.OctetString, {"optional": True})]
@@ -155,8 +158,10 @@ def _read_fields(made: Certificate, tbs: Any) -> tuple[bytes, bytes]:
 
 
 def read_extensions(extensions: Any) -> dict[str, tuple[bool, bytes]]:
-    """{OID: (critical, value)}; ValueError on a repeated one. To be called inside ``parsing``."""
+    """{OID: (critical, value)}; ValueError on a repeated one or too many. To be called inside ``parsing``."""
     found: dict[str, tuple[bool, bytes]] = {}
+    if len(extensions) > MAX_EXTENSIONS:
+        raise ValueError(f"more than {MAX_EXTENSIONS} extensions")
     for extension in extensions:
         oid = str(extension["extn_id"].dotted)
         if oid in found:

@@ -10,14 +10,16 @@ import contextlib
 from collections.abc import Iterator
 
 from cryptography.exceptions import InternalError, UnsupportedAlgorithm
+from cryptography.x509 import InvalidVersion
 
 from nodewrap.model import Refusal
 
 #: What the two libraries raise on hostile bytes, as found by fuzzing. ValueError: both, for nearly everything (UnicodeDecodeError too).
 #: TypeError, KeyError, AttributeError, IndexError: asn1crypto, where lazily parsed content has another type than its field, or an OID
 #: that its maps lack. OverflowError: dates and lengths. RecursionError: nesting. UnsupportedAlgorithm, InternalError: keys OpenSSL will not take.
+#: InvalidVersion: cryptography's own, not a ValueError.
 PARSER_ERRORS = (
-    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, UnsupportedAlgorithm, InternalError,
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, UnsupportedAlgorithm, InternalError, InvalidVersion,
 )
 
 

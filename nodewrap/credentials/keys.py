@@ -34,14 +34,17 @@ _CHALLENGE = b"nodewrap: proof of possession"
 
 
 def check_strength(key: object, where: str) -> PublicKey:
-    """The key, when its type and size are acceptable (RSA 1024 to 16384 bits, P-256/384/521, Ed25519); else Refusal NW-X509-KEY."""
-    if isinstance(key, rsa.RSAPublicKey) and 1024 <= key.key_size <= 16384:
+    """The key, when its type and size are acceptable (RSA 1024 to 8192 bits, P-256/384/521, Ed25519); else Refusal NW-X509-KEY.
+
+    The upper bounds keep one verification below a millisecond or so: a chain may ask for hundreds.
+    """
+    if isinstance(key, rsa.RSAPublicKey) and 1024 <= key.key_size <= 8192 and key.public_numbers().e < 2**64:
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and key.curve.name in _CURVES:
         return key
     if isinstance(key, ed25519.Ed25519PublicKey):
         return key
-    raise deny("NW-X509-KEY", f"public key of {where} is of a type or size that is not accepted (RSA 1024-16384 bits, P-256, P-384, P-521, Ed25519)")
+    raise deny("NW-X509-KEY", f"public key of {where} is of a type or size that is not accepted (RSA 1024-8192 bits, P-256, P-384, P-521, Ed25519)")
 
 
 def signed_by(key: PublicKey, algorithm: str, signature: bytes, data: bytes, where: str) -> bool:
@@ -66,8 +69,8 @@ def check_private_key(pem: bytes, key: PublicKey) -> None:
     """Prove that the private key in ``pem`` belongs to ``key`` by signing with it. Refusal 201: NW-KEY-READ, NW-KEY-MISMATCH."""
     with parsing("the private key", "NW-KEY-READ", 201):
         private = serialization.load_pem_private_key(pem, None, **LOAD)
-        # A made-up key with the right modulus makes OpenSSL's signing fail with InternalError or ValueError: that is a bad key, not our bug.
-        signature = _sign(private)
+        # Numbers that are no key make OpenSSL's signing fail with InternalError or ValueError: a bad key, not our bug.
+        signature = _sign(private) if _fits(private, key) else None
     if signature is None or not _proves(key, signature):
         raise mistake("NW-KEY-MISMATCH", "the private key does not belong to the first certificate of the credential file; make a new proxy")
 
@@ -79,6 +82,22 @@ def _verify(key: PublicKey, signature: bytes, data: bytes, hash_type: Any) -> No
         key.verify(signature, data, ec.ECDSA(hash_type()))
     else:
         key.verify(signature, data)
+
+
+def _fits(private: Any, key: PublicKey) -> bool:
+    """Whether the public halves agree and no secret number is larger than the modulus, so that signing with unchecked numbers takes no longer."""
+    if type(private.public_key()) is not type(key) or not _same_public(private.public_key(), key):
+        return False
+    if not isinstance(private, rsa.RSAPrivateKey):
+        return True
+    numbers = private.private_numbers()
+    secrets = (numbers.d, numbers.p, numbers.q, numbers.dmp1, numbers.dmq1, numbers.iqmp)
+    return max(secret.bit_length() for secret in secrets) <= private.key_size
+
+
+def _same_public(left: Any, right: Any) -> bool:
+    raw = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+    return bool(left.public_bytes(*raw) == right.public_bytes(*raw))
 
 
 def _sign(private: object) -> bytes | None:

@@ -1,7 +1,8 @@
 """Distinguished names: OpenSSL's one-line form, its canonical form, and the two hashes that name files in a CA directory.
 
-The one-line form (``X509_NAME_oneline``) is what LCMAPS, grid-mapfiles and ban lists use. It is not injective: a value may hold what looks
-like the next attribute. Names that could be read as another name are refused here, so that equal text means equal name.
+The one-line form (``X509_NAME_oneline``) is what LCMAPS, grid-mapfiles and ban lists use, and they hold it as OpenSSL wrote it before version 3:
+``/`` and ``+`` in a value stand as they are (OpenSSL 3 writes ``\\/`` and ``\\+``; ``modern`` takes both). That form is not injective: a value may hold
+what looks like the next attribute. Names that could be read as another name are refused here, so that equal text means equal name.
 """
 
 from __future__ import annotations
@@ -27,15 +28,20 @@ SHORT = {
 
 #: ASN.1 string types that are taken, with the encoding OpenSSL assumes when it canonicalises (T61String as Latin-1).
 #: BMPString and UniversalString carry NUL bytes in their one-line form and are refused.
-_STRINGS = {12: "utf-8", 19: "ascii", 20: "latin-1", 22: "ascii", 26: "ascii"}
+_STRINGS = {12: "utf-8", 19: "ascii", 20: "latin-1", 22: "ascii"}
 
 #: A value that, in one-line form, could be read as the start of another attribute ("/CN=" or, in a multi-valued RDN, "+CN=").
 _LOOKS_LIKE_RDN = re.compile(rb"[/+]\s*[A-Za-z0-9.]+\s*=")
 
-#: The text ``\xHH`` itself: OpenSSL writes a byte above 0x7e that way and does not escape the backslash.
-_LOOKS_LIKE_ESCAPE = re.compile(rb"\\x[0-9A-Fa-f]{2}")
+#: OpenSSL writes a byte above 0x7e as ``\\xHH`` and, from version 3, ``\\/`` and ``\\+``, but never escapes the backslash itself.
+_ESCAPE = b"\\"
 
-_OLD_SPELLINGS = (("/Email=", "/emailAddress="), ("/E=", "/emailAddress="), ("/EMAILADDRESS=", "/emailAddress="), ("/USERID=", "/UID="))
+_OTHER_SPELLINGS = (
+    ("\\/", "/"), ("\\+", "+"), ("/Email=", "/emailAddress="), ("/E=", "/emailAddress="), ("/EMAILADDRESS=", "/emailAddress="), ("/USERID=", "/UID="),
+)
+
+#: Limit (architecture I17): RDNs of a name, attributes of an RDN.
+MAX_RDNS = 32
 
 
 class _Attribute(core.Sequence):  # type: ignore[misc]
@@ -76,7 +82,10 @@ class Name:
 def read_name(der: bytes) -> Name:
     """Name from its DER; Refusal NW-X509-DN when it cannot be written in one unambiguous line, NW-X509-PARSE when it is no name."""
     with parsing("a distinguished name"):
-        rdns = [[_attribute(attribute) for attribute in rdn] for rdn in _Name.load(der, strict=True)]
+        parsed = _Name.load(der, strict=True)
+        if len(parsed) > MAX_RDNS or any(len(rdn) > MAX_RDNS for rdn in parsed):
+            raise ValueError(f"more than {MAX_RDNS} parts")
+        rdns = [[_attribute(attribute) for attribute in rdn] for rdn in parsed]
         if _encode(rdns) != der:
             raise ValueError("not DER")
     for rdn in rdns:
@@ -86,13 +95,13 @@ def read_name(der: bytes) -> Name:
 
 
 def same_text(left: str, right: str) -> bool:
-    """Whether two one-line DNs from site files (LSC, signing policy) mean the same: old spellings of emailAddress and UID are equal."""
+    """Whether two one-line DNs from site files (LSC, signing policy) mean the same, see ``modern``."""
     return modern(left) == modern(right)
 
 
 def modern(dn: str) -> str:
-    """``dn`` with the old spellings ``Email``, ``E`` and ``USERID`` written as OpenSSL does now."""
-    for old, new in _OLD_SPELLINGS:
+    """``dn`` with ``Email``, ``E`` and ``USERID`` written as OpenSSL does now, and without the escapes of OpenSSL 3: one spelling for one name."""
+    for old, new in _OTHER_SPELLINGS:
         dn = dn.replace(old, new)
     return dn
 
@@ -118,14 +127,14 @@ def _check_value(oid: str, tag: int, value: bytes) -> None:
         raise deny(
             "NW-X509-DN",
             f"{SHORT[oid]} of a distinguished name has ASN.1 string type {tag}; "
-            "only UTF8, Printable, IA5, T61 and Visible are taken",
+            "only UTF8, Printable, IA5 and T61 are taken",
         )
-    if not value or any(byte < 0x20 or byte == 0x7F for byte in value):
-        raise deny("NW-X509-DN", f"{SHORT[oid]} of a distinguished name is empty or holds a control byte: {text}")
-    if _LOOKS_LIKE_RDN.search(value) or _LOOKS_LIKE_ESCAPE.search(value):
+    if not value.strip() or value != value.strip(b" ") or any(byte < 0x20 or byte == 0x7F for byte in value):
+        raise deny("NW-X509-DN", f"{SHORT[oid]} of a distinguished name is empty, begins or ends with a blank, or holds a control byte: {text}")
+    if _LOOKS_LIKE_RDN.search(value) or _ESCAPE in value:
         raise deny(
             "NW-X509-DN",
-            f"{SHORT[oid]}={text} could be read as another name in one-line form (holds /TYPE=, +TYPE= or \\xHH); "
+            f"{SHORT[oid]}={text} could be read as another name in one-line form (holds /TYPE=, +TYPE= or a backslash); "
             "the CA must reissue it",
         )
     with parsing(f"{SHORT[oid]}={text}", "NW-X509-DN"):

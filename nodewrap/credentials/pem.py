@@ -7,9 +7,11 @@ import re
 
 from nodewrap.credentials.errors import mistake, parsing
 
-#: Limits (architecture I17): bytes of a file, certificates in it.
-MAX_BYTES = 1 << 20
+#: Limits (architecture I17): bytes of a file, certificates in it, bytes of the private key. A long chain with many FQANs is below 64 KiB, a
+#: key of 8192 bits below 7. The last one also bounds the arithmetic on numbers that nobody has checked yet.
+MAX_BYTES = 1 << 18
 MAX_CERTIFICATES = 32
+MAX_KEY_BYTES = 1 << 14
 
 #: A body ends at the first "-----", so matching is linear in the size of the file whatever is in it.
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[ \t]*\r?\n((?:[^-]|-(?!----))*)-----END \1-----")
@@ -42,6 +44,8 @@ def split(pem: bytes) -> tuple[list[bytes], bytes | None]:
     if any(b"ENCRYPTED" in label or b"ENCRYPTED" in body for label, body, _ in labels):
         raise mistake("NW-KEY-READ", "the private key is encrypted; a proxy's key must not be")
     keys = [text + b"\n" for label, _, text in labels if label in _KEYS]
+    if any(len(key) > MAX_KEY_BYTES for key in keys):
+        raise mistake("NW-KEY-READ", f"the private key is larger than {MAX_KEY_BYTES} bytes; make a new proxy")
     if len(keys) > 1:
         raise mistake("NW-KEY-READ", "the credential file holds more than one private key; keep the proxy's own")
     return ders, keys[0] if keys else None

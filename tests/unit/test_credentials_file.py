@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
+from asn1crypto import core, pem
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 
 from nodewrap.credentials import Refusal, errors
-from tests.pki import Pair, Pki, key
+from tests.pki import ACS, Pair, Pki, certificate, dn, key, tlv
 
 
 @pytest.fixture
@@ -43,8 +47,6 @@ def test_key_of_the_user_does_not_stand_for_the_proxys(pki, leaf):
 def test_made_up_key_with_the_right_modulus_is_denied(pki, leaf):
     """Comparing public halves, as X509_check_private_key does, would let it pass: everything in it but modulus and exponent is invented."""
     numbers, other = leaf.key.public_key().public_numbers(), key("somebody else").private_numbers()
-    from asn1crypto import core, pem
-
     integers = [0, numbers.n, numbers.e, other.d, other.p, other.q, other.dmp1, other.dmq1, other.iqmp]
     body = b"".join(core.Integer(integer).dump() for integer in integers)
     der = b"\x30\x82" + len(body).to_bytes(2, "big") + body
@@ -77,9 +79,9 @@ NO_PEM = {
     "one NUL": b"\0",
     "text": b"hello\n",
     "a mebibyte of junk": RANDOM.randbytes(1 << 20),
-    "a mebibyte of dashes": b"-" * (1 << 20),
-    "unfinished headers": b"-----BEGIN CERTIFICATE-----\n" * 30000,
-    "more than a mebibyte": b"x" * ((1 << 20) + 1),
+    "dashes": b"-" * (1 << 18),
+    "unfinished headers": b"-----BEGIN CERTIFICATE-----\n" * 9000,
+    "more than 256 KiB": b"x" * ((1 << 18) + 1),
     "private stranger": b"-----BEGIN NONSENSE-----\nAAAA\n-----END NONSENSE-----\n",
     "not base64": b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n",
     "33 certificates": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" * 33,
@@ -98,14 +100,10 @@ def test_certificate_block_of_junk_is_denied(pki):
 
 @pytest.mark.parametrize("cut", [1, 10, 100, 400])
 def test_truncated_certificate_is_denied(pki, leaf, cut):
-    from asn1crypto import pem
-
     assert pki.refusal(pem.armor("CERTIFICATE", leaf.der[:-cut]) + leaf.key_pem + pki.alice.pem) == (203, "NW-X509-PARSE")
 
 
 def test_bytes_behind_a_certificate_are_denied(pki, leaf):
-    from asn1crypto import pem
-
     assert pki.refusal(pem.armor("CERTIFICATE", leaf.der + b"\0") + leaf.key_pem + pki.alice.pem) == (203, "NW-X509-PARSE")
 
 
@@ -120,3 +118,68 @@ def test_refusal_keeps_the_parsers_exception():
     with pytest.raises(Refusal) as caught, errors.parsing("it"):
         int("x")
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+# Cost: what a file of the allowed size can make us do (architecture I17)
+
+
+def quick(pki, data, **more):
+    """The refusal, which must come within two seconds of processor time; the launcher's deadline is ten of the clock."""
+    start = time.process_time()
+    found = pki.refusal(data, **more)
+    assert time.process_time() - start < 2
+    return found
+
+
+def with_extension(pki, oid, value):
+    return pki.forge_proxy(pki.alice, extensions=[(x509.UnrecognizedExtension(x509.ObjectIdentifier(oid), value), False)]).file(pki.alice)
+
+
+@pytest.mark.parametrize("value", [
+    tlv(0x30, tlv(0x30, b"\x30\x00" * 40000)), tlv(0x30, b"\x30\x00" * 40000), b"\x30\x84\x00\x00\x00\x00" * 10000, b"\x30\x80" * 40000,
+])
+def test_swarm_of_attribute_certificates_is_refused_soon(pki, value):
+    assert quick(pki, with_extension(pki, ACS, value)) == (203, "NW-VOMS-PARSE")
+
+
+def test_swarm_of_extensions_is_refused_soon(pki):
+    many = [(x509.UnrecognizedExtension(x509.ObjectIdentifier(f"1.2.3.{number}"), b""), False) for number in range(8000)]
+    assert quick(pki, pki.forge_proxy(pki.alice, extensions=many).file(pki.alice)) == (203, "NW-X509-PARSE")
+
+
+def test_swarm_of_rdns_is_refused_soon(pki):
+    many = x509.Name([*pki.alice.cert.subject, *[x509.NameAttribute(x509.NameOID.COMMON_NAME, "x")] * 8000])
+    assert quick(pki, pki.forge_proxy(pki.alice, subject=many).file(pki.alice)) == (203, "NW-X509-PARSE")
+
+
+def test_swarm_of_certificates_with_one_name_is_refused_soon(pki):
+    """Each could have signed the leaf: the most verifications that one file can ask for."""
+    big = rsa.generate_private_key(65537, 4096)
+    leaf = pki.forge_proxy(pki.alice, signer=key("nobody"))
+    others = [pki.user("Alice Tester", private=big) for _ in range(31)]
+    assert quick(pki, leaf.file(*others)) == (203, "NW-X509-CHAIN")
+
+
+@pytest.mark.parametrize("which", range(6))
+def test_key_with_huge_secret_numbers_is_refused_soon(pki, leaf, which):
+    """With OpenSSL's own check off, exponentiation by such numbers would take hours."""
+    public, real = leaf.key.public_key().public_numbers(), leaf.key.private_numbers()
+    secrets = [real.d, real.p, real.q, real.dmp1, real.dmq1, real.iqmp]
+    secrets[which] = 2**80000 - 1
+    body = b"".join(core.Integer(integer).dump() for integer in (0, public.n, public.e, *secrets))
+    assert quick(pki, leaf.pem + pem.armor("RSA PRIVATE KEY", tlv(0x30, body)) + pki.alice.pem)[0] == 201
+
+
+def test_huge_private_key_is_refused_unread(pki, leaf):
+    junk = pem.armor("PRIVATE KEY", bytes(20000))
+    assert quick(pki, leaf.pem + junk + pki.alice.pem) == (201, "NW-KEY-READ")
+
+
+def test_huge_public_key_is_refused_soon(pki):
+    numbers = rsa.RSAPublicNumbers(65537, 2**70000 + 1)
+    try:
+        public = numbers.public_key()
+    except ValueError:
+        public = rsa.RSAPublicNumbers(65537, 2**16000 + 1).public_key()
+    made = certificate(dn("/CN=x"), dn("/CN=y"), public, key("any"))
+    assert quick(pki, made.public_bytes(serialization.Encoding.PEM), require_key=False) == (203, "NW-X509-KEY")

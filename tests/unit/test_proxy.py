@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tests.need import need
-from tests.pki import CA_USAGE, DAY, INDEPENDENT, PILOT, PLAIN, Pki, dn, key, key_usage
+from tests.pki import DAY, INDEPENDENT, PILOT, PLAIN, Pki, dn, key, key_usage
 
 ALICE = "/DC=org/DC=example/O=Users/CN=Alice Tester"
 
