@@ -12,6 +12,7 @@ from nodewrap import __version__
 #: verb: (module, one line for --help). The module has ``configure(parser)`` and ``main(arguments) -> exit status``.
 VERBS = {
     "policy": ("nodewrap.commands.policy", "check, apply, roll back, show and explain the site's policy"),
+    "doctor": ("nodewrap.commands.doctor", "what this node can do, and why not"),
     "audit": ("nodewrap.commands.audit", "read the audit log"),
 }
 #: Drop-ins with a command line of their own: ``main(argv without the name) -> exit status``.

@@ -65,7 +65,8 @@ def main(arguments: argparse.Namespace) -> int:
         return _fail(str(error))
     except OSError as error:
         where = f"{error.filename or 'file'}: {error.strerror or error}"
-        return _fail(f"NW-POLICY-FILE: {where}; next: run as the owner of this installation, or fix the mode")
+        step = "run 'nodewrap policy apply'" if isinstance(error, FileNotFoundError) else "run as the owner of this installation, or fix the mode"
+        return _fail(f"NW-POLICY-FILE: {where}; next: {step}")
 
 
 def _fail(text: str) -> int:
