@@ -45,7 +45,9 @@ def install(directory: str, policy: dict[str, Any]) -> int:
 
     Everything is on disk before its name is: a crash at any point leaves the old policy in force. Raises OSError, InstallError, ProfileError.
     """
-    os.makedirs(directory, exist_ok=True)
+    if not os.path.isdir(directory):
+        os.makedirs(directory)
+        os.chmod(directory, 0o755)  # noqa: S103  for the policy child, as in _fill
     with _locked(directory):
         number = max([*generations(directory), current(directory)], default=0) + 1
         staged = os.path.join(directory, f".new.{number}")

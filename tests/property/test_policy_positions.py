@@ -1,4 +1,4 @@
-"""The line numbers of TOML keys, against documents written so that each key's line is known: every key's name is unique and stands on its own line."""
+"""The line numbers of TOML keys, against documents in which each key has its own name and stands on its own line."""
 
 from __future__ import annotations
 
@@ -29,10 +29,9 @@ def single_line(value):
 @st.composite
 def documents(draw):
     """(text, {last part of a key: line})."""
-    text, lines, number = "[[l]]\n", {}, 0
-    for _ in range(draw(st.integers(0, 8))):
+    text, lines = "[[l]]\n", {}
+    for number in range(1, 1 + draw(st.integers(0, 8))):
         text += draw(NOISE)
-        number += 1
         if draw(st.booleans()):
             text += draw(HEADERS).format(number) + "\n"
         key, value = draw(KEYS).format(number), draw(VALUES.filter(single_line))

@@ -86,6 +86,16 @@ def test_apply_installs_what_the_launcher_and_the_child_read(run, tmp_path):
     assert {path.stat().st_mode & 0o7777 for path in current.iterdir()} == {0o644}
 
 
+def test_roots_umask_does_not_lock_the_policy_child_out(run, tmp_path):
+    old = os.umask(0o077)
+    try:
+        assert run("apply", text=SITE + CALLER + RULE)[0] == 0
+    finally:
+        os.umask(old)
+    policy = tmp_path / "policy"
+    assert [path.stat().st_mode & 0o7777 for path in (policy, policy / "1", policy / "1" / "policy.bin")] == [0o755, 0o755, 0o644]
+
+
 def test_broken_edit_never_reaches_the_node(run, tmp_path):
     run("apply", text=SITE + CALLER + RULE)
     status, _, err = run("apply", text=SITE + CALLER + RULE + "limts = 1\n")
