@@ -78,6 +78,7 @@ class _Compiler:
         self.lookup = lookup
         self.env = _laid(document.get("env", {}), {"keep": defaults.KEEP, "strip": defaults.STRIP, "set": {}})
         self.limits = {**defaults.LIMITS, **document.get("limits", {})}
+        self.base_limits = _limits(self.limits)
         self.owner: dict[str, Path] = {}
 
     def policy(self) -> Table:
@@ -89,7 +90,7 @@ class _Compiler:
             "format": FORMAT, "site": self._site(), "stances": [self._stance(n, table) for n, table in enumerate(document.get("stance", []))],
             "callers": [self._caller(n, table) for n, table in enumerate(document.get("caller", []))], "bans": bans, "ban_index": index,
             "rules": [self._rule(n, table, pools) for n, table in enumerate(document.get("rule", []))], "profiles": self.profiles,
-            "env": self.env, "limits": _limits(self.limits), "credentials": self._credentials(), "glexec": self._glexec(),
+            "env": self.env, "limits": self.base_limits, "credentials": self._credentials(), "glexec": self._glexec(),
         }
         self._unique("rule")
         self._unique("stance")
@@ -240,7 +241,7 @@ class _Compiler:
         return {
             "name": table["name"], "when": self._when(path, table.get("when", {})), **self._terms(path, table), "profiles": table["profile"],
             "identities": [self._identity(self._place_of(path, n), one, pools) for n, one in enumerate(table["identity"])],
-            "limits": _limits({**self.limits, **table.get("limits", {})}), "env": _added(self.env, table.get("env", {})),
+            "limits": _limits({**self.limits, **table["limits"]}) if "limits" in table else self.base_limits, "env": _added(self.env, table.get("env", {})),
         }
 
     def _place_of(self, rule: Path, number: int) -> Path:
@@ -366,8 +367,8 @@ def _laid(table: Table, base: Table) -> Table:
 
 
 def _added(base: Table, table: Table) -> Table:
-    """A rule's env: its lists are added, its values win."""
-    return {
+    """A rule's env: its lists are added, its values win. Without one it shares the site's object, which marshal writes and reads once."""
+    return base if not table else {
         "keep": base["keep"] + table.get("keep", []), "strip": base["strip"] + table.get("strip", []), "set": {**base["set"], **table.get("set", {})},
     }
 
