@@ -99,7 +99,7 @@ def damage(der: bytes, rng: random.Random) -> bytes:
 
 
 def resigned_leaf(pki: Pki, rng: random.Random) -> bytes:
-    """A proxy whose signed part is damaged and then really signed by its user: what a hostile user can do, past every signature check but the VO's."""
+    """A proxy damaged and then really signed by its user: what a hostile user can do, past every signature check but the VO's."""
     leaf = pki.forge_proxy(pki.alice, rng.choice(("rfc", "gt3", "legacy")), acs=[pki.forge_ac(fqans=[PILOT, PLAIN])])
     return armored(resign(leaf.der, pki.alice.key, rng)) + leaf.key_pem + pki.alice.pem
 

@@ -1,7 +1,8 @@
 """A certificate authority, a VOMS server, users and real proxies, in a directory. For the tests and the demonstration.
 
-``Pki(directory)`` makes what a grid site and its users have: ``certificates/`` (the CA under both hashes, signing policy, CRL), ``vomsdir/`` (LSC file),
-certificates with keys. ``proxy`` runs the real ``voms-proxy-fake``, ``delegate`` adds a level below. ``forge_*`` make what no honest tool makes.
+``Pki(directory)`` makes what a grid site and its users have: ``certificates/`` (the CA under both hashes, signing policy, CRL), ``vomsdir/``
+(LSC file), certificates with keys. ``proxy`` runs the real ``voms-proxy-fake``, ``delegate`` adds a level below. ``forge_*`` make what no honest
+tool makes.
 Needs ``voms-proxy-fake`` (package voms-clients), cryptography and asn1crypto.
 """
 
@@ -224,17 +225,20 @@ class Pki:
         try:
             subject = self.verify(data, **more)
         except Refusal as refusal:
-            assert refusal.text.isprintable(), refusal.text
-            assert refusal.text.isascii(), refusal.text
-            return refusal.exit, refusal.code
-        raise AssertionError(f"accepted as {subject.dn} {subject.fqans}")
+            found = refusal
+        else:
+            raise AssertionError(f"accepted as {subject.dn} {subject.fqans}")
+        assert found.text.isprintable(), found.text
+        assert found.text.isascii(), found.text
+        return found.exit, found.code
 
     # Real proxies
 
     def proxy(self, user: str = "Alice Tester", fqans=(PILOT,), args=("-rfc",), vo: str = VO, name: str = "") -> Path:
         """A proxy file made by ``voms-proxy-fake``. args: its options. fqans: empty for a proxy without attributes."""
         out = self.directory / (name or f"proxy-{time.monotonic_ns()}.pem")
-        command = ["voms-proxy-fake", "-cert", self.cert_file(user), "-key", self.key_file(user), "-certdir", self.ca_dir, "-bits", "2048", "-out", out]
+        command = ["voms-proxy-fake", "-cert", self.cert_file(user), "-key", self.key_file(user), "-certdir", self.ca_dir, "-bits", "2048"]
+        command += ["-out", out]
         command += ["-hours", "24"] if "-hours" not in args else []
         if fqans:
             command += ["-hostcert", self.cert_file(HOST), "-hostkey", self.key_file(HOST), "-voms", vo, "-uri", f"{HOST}:15000", "-newformat"]
@@ -260,8 +264,8 @@ class Pki:
 
     def forge_proxy(
         self, issuer: Pair, kind: str = "rfc", limited: bool = False, *, language: str = "", path_length: int | None = None, cn: str = "",
-        critical: bool = True, extensions=None, acs=(), subject: x509.Name | None = None, signer=None, usage=USER_USAGE, private=None, start=-3600, end=DAY,
-        **more,
+        critical: bool = True, extensions=None, acs=(), subject: x509.Name | None = None, signer=None, usage=USER_USAGE, private=None,
+        start=-3600, end=DAY, **more,
     ) -> Pair:
         """A proxy below ``issuer``, by default a good one. kind: rfc, gt3, legacy. acs: attribute certificates (DER) to carry."""
         private = private or key("a proxy")
@@ -287,15 +291,18 @@ class Pki:
         authority_key = x509.AuthorityKeyIdentifier.from_issuer_public_key(server.key.public_key()).public_bytes()
         extensions = [*change.get("extensions", [(NO_REVOCATION, False, core.Null().dump())]), ("2.5.29.35", False, authority_key)]
         extensions = [*extensions, (AC_CERTIFICATES, False, wrap_certificates(carried))] if carried else extensions
+        holder_id = {"issuer": [_directory(holder.asn1_name("issuer"))], "serial": change.get("serial", holder.cert.serial_number)}
+        validity = {"not_before_time": when(now + change.get("start", -3600)), "not_after_time": when(now + change.get("end", DAY))}
+        listed = [{"extn_id": oid, "critical": critical, "extn_value": core.ParsableOctetString(value)} for oid, critical, value in extensions]
         info = cms.AttributeCertificateInfoV2({
             "version": "v2",
-            "holder": {"base_certificate_id": {"issuer": [_directory(holder.asn1_name("issuer"))], "serial": change.get("serial", holder.cert.serial_number)}},
+            "holder": {"base_certificate_id": holder_id},
             "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": [_directory(change.get("issuer", server).asn1_name("subject"))]}),
             "signature": {"algorithm": "sha256_rsa", "parameters": core.Null()},
             "serial_number": 1,
-            "att_cert_validity_period": {"not_before_time": when(now + change.get("start", -3600)), "not_after_time": when(now + change.get("end", DAY))},
+            "att_cert_validity_period": validity,
             "attributes": [{"type": FQANS, "values": [syntax]}],
-            "extensions": [{"extn_id": oid, "critical": critical, "extn_value": core.ParsableOctetString(value)} for oid, critical, value in extensions],
+            "extensions": listed,
         })
         return sign_ac(info, change.get("signer", server.key))
 

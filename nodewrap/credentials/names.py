@@ -1,8 +1,8 @@
 """Distinguished names: OpenSSL's one-line form, its canonical form, and the two hashes that name files in a CA directory.
 
 The one-line form (``X509_NAME_oneline``) is what LCMAPS, grid-mapfiles and ban lists use, and they hold it as OpenSSL wrote it before version 3:
-``/`` and ``+`` in a value stand as they are (OpenSSL 3 writes ``\\/`` and ``\\+``; ``modern`` takes both). That form is not injective: a value may hold
-what looks like the next attribute. Names that could be read as another name are refused here, so that equal text means equal name.
+``/`` and ``+`` in a value stand as they are (OpenSSL 3 writes ``\\/`` and ``\\+``; ``modern`` takes both). That form is not injective: a value may
+hold what looks like the next attribute. Names that could be read as another name are refused here, so that equal text means equal name.
 """
 
 from __future__ import annotations

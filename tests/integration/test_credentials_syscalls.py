@@ -91,7 +91,6 @@ def lock():
 
 def test_verify_works_under_a_filter_that_allows_only_these_calls(pki):
     """The same, enforced: any other call kills the process. os._exit: the interpreter's own end needs more than ``verify`` does."""
-    pytest.importorskip("pyseccomp")
     script = LOCKED.format(allowed=sorted(ALLOWED)) + SCRIPT.replace('os.write(2, b"MARK BEGIN\\n")', "lock()")
     script = script.replace('print(" ".join(verdicts))', 'os.write(1, " ".join(verdicts).encode())\nos._exit(0)')
     argv = [sys.executable, "-I", "-B", "-c", script, ROOT, pki.directory, str(int(time.time()))]

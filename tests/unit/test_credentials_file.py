@@ -56,7 +56,8 @@ def test_made_up_key_with_the_right_modulus_is_denied(pki, leaf):
 def test_encrypted_key_is_denied(pki, leaf):
     locked = leaf.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"x"))
     assert pki.refusal(leaf.pem + locked + pki.alice.pem) == (201, "NW-KEY-READ")
-    old = leaf.key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.TraditionalOpenSSL, serialization.BestAvailableEncryption(b"x"))
+    form, lock = serialization.PrivateFormat.TraditionalOpenSSL, serialization.BestAvailableEncryption(b"x")
+    old = leaf.key.private_bytes(serialization.Encoding.PEM, form, lock)
     assert pki.refusal(leaf.pem + old + pki.alice.pem) == (201, "NW-KEY-READ")
 
 

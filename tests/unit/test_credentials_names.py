@@ -62,7 +62,9 @@ def test_empty_value_outer_blank_or_control_byte_is_refused(value):
     assert code(rdn((CN, UTF8, value))) == "NW-X509-DN"
 
 
-@pytest.mark.parametrize(("tag", "value"), [(BMP, "Alice".encode("utf-16-be")), (BMP, "中文".encode("utf-16-be")), (UNIVERSAL, "A".encode("utf-32-be")), (VISIBLE, b"Alice"), (4, b"Alice")])
+@pytest.mark.parametrize(("tag", "value"), [
+    (BMP, "Alice".encode("utf-16-be")), (BMP, "中文".encode("utf-16-be")), (UNIVERSAL, "A".encode("utf-32-be")), (VISIBLE, b"Alice"), (4, b"Alice"),
+])
 def test_string_types_without_a_plain_one_line_form_are_refused(tag, value):
     assert code(rdn((CN, tag, value))) == "NW-X509-DN"
 
@@ -124,7 +126,9 @@ def test_names_compare_as_openssl_compares_them():
     assert name(rdn((O, UTF8, b"a")), rdn((CN, UTF8, b"b"))).rdns != name(rdn((CN, UTF8, b"b")), rdn((O, UTF8, b"a"))).rdns
 
 
-@pytest.mark.parametrize(("left", "right"), [("/O=x/Email=a@b", "/O=x/emailAddress=a@b"), ("/E=a@b/CN=x", "/emailAddress=a@b/CN=x"), ("/USERID=x", "/UID=x"), ("/CN=a\\/b\\+c", "/CN=a/b+c")])
+@pytest.mark.parametrize(("left", "right"), [
+    ("/O=x/Email=a@b", "/O=x/emailAddress=a@b"), ("/E=a@b/CN=x", "/emailAddress=a@b/CN=x"), ("/USERID=x", "/UID=x"), ("/CN=a\\/b\\+c", "/CN=a/b+c"),
+])
 def test_old_spellings_in_site_files_mean_the_same(left, right):
     assert same_text(left, right)
     assert not same_text(left, right + "x")

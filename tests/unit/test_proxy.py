@@ -81,7 +81,10 @@ def test_text_between_pem_blocks_and_crlf_are_harmless(pki):
     assert pki.verify(data.replace(b"\n", b"\r\n")).dn == ALICE
 
 
-@pytest.mark.parametrize("private", [ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1()), ed25519.Ed25519PrivateKey.generate()])
+P256, P384 = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP384R1())
+
+
+@pytest.mark.parametrize("private", [P256, P384, ed25519.Ed25519PrivateKey.generate()])
 def test_elliptic_proxy_key_is_accepted_and_proved(pki, private, monkeypatch):
     monkeypatch.setattr("tests.pki.key_pem", pkcs8)
     leaf = pki.forge_proxy(pki.alice, private=private, acs=[pki.forge_ac()])
@@ -161,7 +164,9 @@ def test_proxy_longer_than_the_site_allows_is_denied(pki):
     assert pki.verify(proxy(pki, {"end": 4 * DAY}), max_proxy_lifetime_s=5 * DAY).dn == ALICE
 
 
-@pytest.mark.parametrize(("kind", "length", "levels", "accepted"), [("rfc", 0, 1, True), ("rfc", 0, 2, False), ("rfc", 1, 2, True), ("rfc", 1, 3, False), ("gt3", 0, 2, False)])
+@pytest.mark.parametrize(("kind", "length", "levels", "accepted"), [
+    ("rfc", 0, 1, True), ("rfc", 0, 2, False), ("rfc", 1, 2, True), ("rfc", 1, 3, False), ("gt3", 0, 2, False),
+])
 def test_path_length_bounds_the_proxies_below(pki, kind, length, levels, accepted):
     data = proxy(pki, {"path_length": length}, *[{}] * (levels - 1), kind=kind)
     if accepted:
@@ -189,7 +194,8 @@ def test_endless_delegation_is_denied(pki):
 
 
 def test_end_entity_that_is_a_ca_signs_no_proxy(pki):
-    pki.alice = pki.user("Alice Tester", extensions=[(x509.BasicConstraints(True, None), True), (key_usage("digital_signature", "key_cert_sign"), True)])
+    usage = key_usage("digital_signature", "key_cert_sign")
+    pki.alice = pki.user("Alice Tester", extensions=[(x509.BasicConstraints(True, None), True), (usage, True)])
     assert pki.refusal(proxy(pki)) == (203, "NW-X509-EEC-CA")
 
 

@@ -131,7 +131,8 @@ def test_bad_attribute_certificate_is_denied_and_never_just_ignored(pki, name):
 
 
 @pytest.mark.parametrize("fqan", [
-    "/othervo", "/othervo/Role=pilot", "/testvo2", "/testvoevil/Role=pilot", "testvo", "", "/", "//testvo", "/testvo/", "/testvo//x", "/testvo/../othervo/x y",
+    "/othervo", "/othervo/Role=pilot", "/testvo2", "/testvoevil/Role=pilot", "testvo", "", "/", "//testvo", "/testvo/", "/testvo//x",
+    "/testvo/../othervo/x y",
     "/testvo/Role=", "/testvo/Role=a/Role=b", "/testvo/Capability=x/Role=y", "/testvo/Role=a\n", "/testvo/x=y", "/Role=pilot", "/testvo/Role=a b",
 ])
 def test_fqan_outside_of_the_vo_or_malformed_is_denied(pki, fqan):
@@ -143,7 +144,8 @@ def test_fqan_that_is_not_ascii_is_denied(pki):
 
 
 @pytest.mark.parametrize(("long", "short"), [
-    ("/vo/Role=NULL/Capability=NULL", "/vo"), ("/vo/Role=NULL", "/vo"), ("/vo/Capability=NULL", "/vo"), ("/vo/g/Role=x/Capability=NULL", "/vo/g/Role=x"),
+    ("/vo/Role=NULL/Capability=NULL", "/vo"), ("/vo/Role=NULL", "/vo"), ("/vo/Capability=NULL", "/vo"),
+    ("/vo/g/Role=x/Capability=NULL", "/vo/g/Role=x"),
     ("/vo/Role=NULLA", "/vo/Role=NULLA"), ("/vo/Role=x/Capability=y", "/vo/Role=x/Capability=y"), ("/vo", "/vo"),
 ])
 def test_fqan_has_one_spelling(long, short):
@@ -167,7 +169,8 @@ def test_targeted_attribute_certificate_is_denied_when_our_name_is_not_set(pki):
 
 
 def test_lsc_may_name_several_chains_with_comments(pki):
-    pki.write_lsc(VO, ["# old", "/CN=old", "/CN=old CA", "------ NEXT CHAIN ------", "", f"  {pki.voms.name}", pki.ca.name, "------ NEXT CHAIN ------"])
+    split = "------ NEXT CHAIN ------"
+    pki.write_lsc(VO, ["# old", "/CN=old", "/CN=old CA", split, "", f"  {pki.voms.name}", pki.ca.name, split])
     assert pki.verify(credential(pki, pki.forge_ac())).vo == VO
 
 
