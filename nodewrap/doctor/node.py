@@ -33,7 +33,7 @@ class Node:
     @property
     def current(self) -> str:
         """Directory of the applied policy."""
-        return f"{self.guard.policy if self.guard else _paths.STATEDIR + '/policy'}/current"
+        return self.guard.policy if self.guard else f"{_paths.STATEDIR}/policy/current"
 
 
 def look(workdir: str, guard_path: str = _paths.GUARD) -> Node:
