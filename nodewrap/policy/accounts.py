@@ -11,6 +11,8 @@ from typing import Any
 #: Ids below this belong to the system (login.defs of every distribution we know; csrc/guard.c refuses them again).
 FIRST_ID = 1000
 LAST_ID = 2**31 - 1
+#: Bounds of one decision (csrc/decision.h: NW_ACCOUNTS, NW_GROUPS).
+MOST, MOST_GROUPS = 512, 32
 CALLERS = "nodewrap-callers"
 #: Groups that amount to root or to other people's data, whatever number they have.
 POWERFUL = frozenset((
@@ -47,6 +49,8 @@ def _refuse_ids(name: str, uid: int, groups: list[int]) -> None:
 
 
 def _refuse_groups(name: str, groups: list[int]) -> None:
+    if len(groups) > MOST_GROUPS:
+        raise AccountError(f"account {name!r} is in {len(groups)} groups, the launcher takes {MOST_GROUPS}; next: take it out of some")
     for gid in groups:
         if _group(gid) in POWERFUL:
             raise AccountError(f"account {name!r} is in group {_group(gid)}, which gives more than a user has; next: take it out")

@@ -241,7 +241,8 @@ class _Compiler:
         return {
             "name": table["name"], "when": self._when(path, table.get("when", {})), **self._terms(path, table), "profiles": table["profile"],
             "identities": [self._identity(self._place_of(path, n), one, pools) for n, one in enumerate(table["identity"])],
-            "limits": _limits({**self.limits, **table["limits"]}) if "limits" in table else self.base_limits, "env": _added(self.env, table.get("env", {})),
+            "limits": _limits({**self.limits, **table["limits"]}) if "limits" in table else self.base_limits,
+            "env": _added(self.env, table.get("env", {})),
         }
 
     def _place_of(self, rule: Path, number: int) -> Path:
@@ -255,9 +256,16 @@ class _Compiler:
         if table["mode"] == "switch":
             return self._switch(path, table, pools)
         if table["mode"] == "map":
-            inside = table.get("inside_uid", 1000)
-            return {"mode": "map", "inside_uid": inside, "inside_gid": table.get("inside_gid", inside), "size": table.get("size", 1)}
+            return self._map(path, table)
         return {"mode": "log-only"}
+
+    def _map(self, path: Path, table: Table) -> Table:
+        uid, size = table.get("inside_uid", 1000), table.get("size", 1)
+        gid = table.get("inside_gid", uid)
+        if 1 < size <= max(uid, gid):  # csrc/check.c: a block of one id may be any, a larger one is 0 to size - 1
+            text = f"ids 0 to {size - 1} do not hold {max(uid, gid)}; next: write a larger size, or a smaller id"
+            self.report((*path, "size"), "NW-POLICY-VALUE", text)
+        return {"mode": "map", "inside_uid": uid, "inside_gid": gid, "size": size}
 
     def _switch(self, path: Path, table: Table, pools: Table) -> Table:
         exclusive = table.get("lease", "exclusive") == "exclusive"
@@ -291,6 +299,9 @@ class _Compiler:
             found = [(("pool", name, "prefix"), one) for one in accounts.with_prefix(table["prefix"])]
         if not found:
             self.report(path, "NW-POLICY-ACCOUNT", f"pool {name!r} has no account on this node; next: create them, or correct the names")
+        if len(found) > accounts.MOST:
+            text = f"pool {name!r} has {len(found)} accounts, the launcher takes {accounts.MOST}"
+            self.report(path, "NW-POLICY-ACCOUNT", text + "; next: a node needs one for each job slot, name fewer")
         for place, one in found:
             self._one_pool(place, one)
         return self._accounts(path, [one for _, one in found])

@@ -115,6 +115,8 @@ def _measure(units: dict[str, int], example: str, most: int) -> Kind:
 
 #: ``"72h"`` in seconds; at most ten years.
 duration = _measure(_UNITS, '"72h"', 10 * 366 * 86400)
+#: Between TERM and KILL; csrc/check.c takes at most ten minutes.
+_grace = _measure(_UNITS, '"30s" (at most "10m")', 600)
 #: ``"4GiB"`` in bytes; below 2**62, so that C and the kernel read the same number.
 size = _measure(_SIZES, '"4GiB"', (1 << 62) - 1)
 
@@ -254,7 +256,7 @@ _IDENTITY = table(
     required=("mode",),
 )
 _LIMITS = table({
-    "wall": duration, "grace": duration, "cpu": duration, "memory": size, "file_size": size, "core": size, "scratch": size,
+    "wall": duration, "grace": _grace, "cpu": duration, "memory": size, "file_size": size, "core": size, "scratch": size,
     "processes": integer(1, 4_000_000), "files": integer(16, 1_048_576),
 })
 _ENV = table({"keep": listed(_env), "strip": listed(_env), "set": named(text, _variable)})

@@ -101,6 +101,15 @@ CORPUS = {
         [f"{M}:7: NW-POLICY-MISSING this [[ban]] names nobody; next: add dn, fqan, vo, issuer (and sub) or caller"]),
     "sub without issuer": (
         BASE + "[[ban]]\nvo = 'x'\nsub = 'y'\n", [f"{M}:9: NW-POLICY-MISSING a token's sub means something only with its issuer; next: add issuer"]),
+    "block without the id": (
+        BASE + RULE.replace('"map"', '"map", size = 1000'),
+        [f"{M}:10: NW-POLICY-VALUE ids 0 to 999 do not hold 1000; next: write a larger size, or a smaller id"]),
+    "grace beyond the launcher's": (
+        BASE + RULE + 'limits = { grace = "11m" }\n',
+        [f"{M}:12: NW-POLICY-VALUE rule.limits.grace is '11m'; next: write a number with a unit (s, m, h, d, w), such as \"30s\" (at most \"10m\")"]),
+    "pool beyond the launcher's": (
+        BASE + '[pool.a]\naccounts = ["usr[0001-0513]"]\n',
+        [f"{M}:7: NW-POLICY-ACCOUNT pool 'a' has 513 accounts, the launcher takes 512; next: a node needs one for each job slot, name fewer"]),
     "variable that runs code": (
         BASE + RULE + 'env = { keep = ["LD_PRELOAD"] }\n',
         [f"{M}:12: NW-POLICY-ENV 'LD_PRELOAD' never reaches a payload: it runs code, or is the pilot's credential; next: delete it"]),
@@ -247,6 +256,11 @@ def test_pool_accounts_of_this_machine_are_looked_up_and_refused_in_roots_groups
         accounts._refuse_ids("x", 5000, [0])
     with pytest.raises(accounts.AccountError, match="gives more than a user has"):
         accounts._refuse_groups("x", [0])
+
+
+def test_account_in_more_groups_than_the_launcher_takes_is_refused():
+    with pytest.raises(accounts.AccountError, match="is in 33 groups"):
+        accounts._refuse_groups("x", list(range(5000, 5033)))
 
 
 def test_range_keeps_its_width():
