@@ -40,11 +40,16 @@ def _hashes(ca: Certificate) -> tuple[str, str]:
 
 
 def _find_issuer(certificate: Certificate, spare: list[Certificate], context: Context) -> Certificate:
-    reason = "there is none with that name"
+    """The first that signed ``certificate`` and is valid now, else the first that signed it: a renewed CA stands beside the old one, with one key."""
+    reason, stale = "there is none with that name", None
     for ca in _candidates(certificate.issuer, spare, context):
-        if ca.signed(certificate):
-            return ca
         reason = "none with that name signed it"
+        if ca.signed(certificate):
+            stale = stale or ca
+            if context.is_time(ca.not_before, ca.not_after):
+                return ca
+    if stale is not None:
+        return stale
     name, file = certificate.issuer.oneline, f"{certificate.issuer.hash_new()}.0"
     raise deny(
         "NW-X509-UNTRUSTED",

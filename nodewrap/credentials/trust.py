@@ -89,13 +89,17 @@ class Context:
         if text not in self.notes:
             self.notes.append(text)
 
+    def is_time(self, not_before: int, not_after: int) -> bool:
+        skew = self.options.clock_skew_s
+        return not_before - skew <= self.now <= not_after + skew
+
     def check_time(self, not_before: int, not_after: int, what: str, codes: tuple[str, str]) -> None:
         """Refusal with ``codes`` (not yet valid, expired) outside of the validity, clock_skew_s granted at both ends."""
-        skew = self.options.clock_skew_s
-        if self.now < not_before - skew:
+        if self.is_time(not_before, not_after):
+            return
+        if self.now < not_before:
             raise deny(codes[0], f"{what} is valid in {not_before - self.now} s only; check the clock of this node and of the issuer")
-        if self.now > not_after + skew:
-            raise deny(codes[1], f"{what} expired {self.now - not_after} s ago; renew it")
+        raise deny(codes[1], f"{what} expired {self.now - not_after} s ago; renew it")
 
     def _once(self, kind: str, name: str) -> bytes | None:
         key = (kind, name)

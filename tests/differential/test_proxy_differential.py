@@ -58,20 +58,20 @@ def test_real_proxies_and_delegations_of_them(pki, args, depth):
     data = file.read_bytes() if depth == 1 else pki.delegate(file, limited="-limited" in args)
     if depth == 2 and "-proxyver" in args:
         return mixed_is_refused_by_both(pki, data)
-    return both(pki, data, depth == 1 or "-path-length" not in args)
+    return must_agree(pki, data, depth == 1 or "-path-length" not in args)
 
 
 def mixed_is_refused_by_both(pki, data):
     assert (tool(pki, data), ours(pki, data)) == (False, False)
 
 
-def both(pki, data, expected):
+def must_agree(pki, data, expected):
     assert (tool(pki, data), ours(pki, data)) == (expected, expected)
 
 
 def test_real_expired_proxy(pki):
     need("voms-proxy-fake")
-    both(pki, pki.proxy(args=("-rfc", "-pastproxy", "30:00", "-hours", "12")).read_bytes(), False)
+    must_agree(pki, pki.proxy(args=("-rfc", "-pastproxy", "30:00", "-hours", "12")).read_bytes(), False)
 
 
 SAN = x509.SubjectAlternativeName([x509.DNSName("wn1.example.org")])
@@ -107,34 +107,34 @@ SAME = {
 @pytest.mark.parametrize("name", SAME)
 def test_verdict_is_that_of_lcmaps(pki, name):
     levels, expected = SAME[name]
-    both(pki, chain(pki, *levels), expected)
+    must_agree(pki, chain(pki, *levels), expected)
 
 
 def test_users_and_cas_are_judged_as_lcmaps_does(pki):
     rogue = pki.make_ca(f"{BASE}/CN=Rogue CA")
-    both(pki, chain(pki, {}, user=pki.user("Alice Tester", issuer=rogue)), False)
-    both(pki, chain(pki, {}, user=pki.user("Alice Tester", start=-2 * DAY, end=-DAY)), False)
-    both(pki, chain(pki, {}, user=pki.ca), False)
+    must_agree(pki, chain(pki, {}, user=pki.user("Alice Tester", issuer=rogue)), False)
+    must_agree(pki, chain(pki, {}, user=pki.user("Alice Tester", start=-2 * DAY, end=-DAY)), False)
+    must_agree(pki, chain(pki, {}, user=pki.ca), False)
     bob = pki.user("Bob Victim", issuer=pki.alice)
-    both(pki, pki.forge_proxy(bob).file(bob, pki.alice), False)
-    both(pki, chain(pki), True)
+    must_agree(pki, pki.forge_proxy(bob).file(bob, pki.alice), False)
+    must_agree(pki, chain(pki), True)
 
 
 def test_intermediate_cas_are_followed_as_lcmaps_does(pki):
     sub = pki.make_ca(f"{BASE}/CN=Sub CA", pki.ca)
     user = pki.user("Alice Tester", issuer=sub)
-    both(pki, chain(pki, {}, user=user), False)
+    must_agree(pki, chain(pki, {}, user=user), False)
     pki.trust_ca(sub)
-    both(pki, chain(pki, {}, user=user), True)
-    both(pki, chain(pki, {}, user=pki.user("Alice Tester", issuer=pki.make_ca(f"{BASE}/CN=No CA", pki.ca, extensions=[]))), False)
+    must_agree(pki, chain(pki, {}, user=user), True)
+    must_agree(pki, chain(pki, {}, user=pki.user("Alice Tester", issuer=pki.make_ca(f"{BASE}/CN=No CA", pki.ca, extensions=[]))), False)
 
 
 def test_crls_are_obeyed_as_lcmaps_does(pki):
     data = chain(pki, {})
     pki.write_crl(revoked=[pki.alice])
-    both(pki, data, False)
+    must_agree(pki, data, False)
     pki.remove_crl()
-    both(pki, data, True)
+    must_agree(pki, data, True)
 
 
 # Where we differ, on purpose

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from nodewrap.credentials import Refusal, verify
 from nodewrap.credentials.policyfile import allowed
 from nodewrap.credentials.voms import short_fqan
-from tests.fuzz_credentials import BLOCK, Bug, check, corpus, facts, mutate
+from tests.fuzz_credentials import ANY_OF_VO, BLOCK, Bug, check, corpus, facts, mutate, resigned_ac, resigned_leaf
 from tests.need import need
 from tests.pki import Pki
 
@@ -27,7 +27,9 @@ def site():
     with tempfile.TemporaryDirectory() as directory:
         pki = Pki(Path(directory) / "pki")
         good, now = corpus(pki), int(time.time())
-        yield good, pki.trust(), now, {facts(verify(data, pki.trust(), now)) for data in good.values()}
+        trust = pki.trust()
+        trust.pki = pki
+        yield good, trust, now, {facts(verify(data, trust, now)) for data in good.values()}
 
 
 @settings(max_examples=300, deadline=None)
@@ -48,6 +50,18 @@ def test_one_flipped_bit_never_makes_another_subject(site, which, place, bit, bl
 def test_any_damage_never_makes_another_subject(site, which, seed):
     good, trust, now, subjects = site
     assert check(mutate(list(good.values())[which], random.Random(seed)), trust, now, subjects)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seed=st.integers(0, 2**32), who=st.sampled_from(["user", "server"]))
+def test_damage_with_a_good_signature_never_makes_another_user_or_vo(site, seed, who):
+    """A hostile user signs damaged proxies; a hostile VOMS server signs damaged attribute certificates, and may say what it likes of its own VO."""
+    _, trust, now, subjects = site
+    if who == "user":
+        assert check(resigned_leaf(trust.pki, random.Random(seed)), trust, now, subjects)
+    else:
+        any_of_vo = {(*one[:3], ANY_OF_VO, *one[4:]) for one in subjects}
+        assert check(resigned_ac(trust.pki, random.Random(seed)), trust, now, any_of_vo)
 
 
 @settings(max_examples=200, deadline=None)

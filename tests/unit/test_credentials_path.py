@@ -60,6 +60,13 @@ def test_cas_whose_hashes_collide_are_tried_in_turn(pki):
     assert pki.verify(credential(pki)).dn == ALICE
 
 
+@pytest.mark.parametrize("expired", [0, 1])
+def test_renewed_ca_with_the_same_key_is_found_beside_the_expired_one(pki, expired):
+    pki.trust_ca(pki.make_ca(pki.ca.name, start=-2 * DAY, end=-DAY), number=expired)
+    pki.trust_ca(pki.ca, number=1 - expired)
+    assert pki.verify(credential(pki)).dn == ALICE
+
+
 def test_gap_in_the_numbers_ends_the_search(pki):
     for hash_ in pki.hashes(pki.ca):
         (pki.ca_dir / f"{hash_}.0").rename(pki.ca_dir / f"{hash_}.2")

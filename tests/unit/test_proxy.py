@@ -159,6 +159,20 @@ def test_clock_skew_is_granted_up_to_its_bound(pki):
     assert pki.refusal(proxy(pki, {"start": 100}), clock_skew_s=50) == (203, "NW-PROXY-FUTURE")
 
 
+@pytest.mark.parametrize("zone", ["UTC", "Pacific/Kiritimati", "America/Anchorage"])
+def test_time_zone_of_the_node_does_not_move_the_verdict(pki, zone, monkeypatch):
+    """Attack H18."""
+    good, late = proxy(pki, {"start": -600, "end": 600}), proxy(pki, {"start": -7200, "end": -3600})
+    monkeypatch.setenv("TZ", zone)
+    time.tzset()
+    try:
+        assert pki.verify(good).dn == ALICE
+        assert pki.refusal(late) == (203, "NW-PROXY-EXPIRED")
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_proxy_longer_than_the_site_allows_is_denied(pki):
     assert pki.refusal(proxy(pki, {"end": 10 * DAY}), max_proxy_lifetime_s=5 * DAY) == (203, "NW-PROXY-LIFETIME")
     assert pki.verify(proxy(pki, {"end": 4 * DAY}), max_proxy_lifetime_s=5 * DAY).dn == ALICE
