@@ -48,6 +48,9 @@ DEFINES    := -DNW_VERSION='"$(VERSION)"' -DNW_GUARD='"$(SYSCONFDIR)/nodewrap/gu
               -DNW_PYTHON_CLI='"$(LIB)/venv/bin/python3"'
 FLAGS      := -std=gnu11 $(CFLAGS) $(WARNINGS) $(DEFINES)
 
+# V=1 shows the compiler's whole command lines.
+Q          := $(if $(V),,@)
+
 PROGRAMS   := csrc/launch_setuid.c csrc/launch_userns.c csrc/launch_socket.c csrc/front.c
 SHARED     := $(filter-out $(PROGRAMS),$(wildcard csrc/*.c))
 LAUNCHERS  := $(patsubst csrc/launch_%.c,nodewrap-%,$(wildcard csrc/launch_*.c))
@@ -74,16 +77,19 @@ launchers: $(BINARIES)
 # Rewritten only when its content changes: a different PREFIX or flag recompiles, the same one does not.
 $(OBJDIR)/flags: FORCE
 	@mkdir -p $(OBJDIR)
-	@{ printf '%s\n' '$(subst ','\'',$(CC) $(FLAGS))' >$@.new && cmp -s $@.new $@ && rm $@.new; } || mv $@.new $@
+	@printf '%s\n' '$(subst ','\'',$(CC) $(FLAGS))' >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
 $(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags
-	$(CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
+	@echo 'cc $<'
+	$(Q)$(CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
 
 $(OBJDIR)/nodewrap-%: $(OBJDIR)/launch_%.o $(patsubst csrc/%.c,$(OBJDIR)/%.o,$(SHARED))
-	$(CC) $(HARDLINK) -o $@ $^
+	@echo 'link $@'
+	$(Q)$(CC) $(HARDLINK) -o $@ $^
 
 $(OBJDIR)/nodewrap: $(OBJDIR)/front.o
-	$(CC) $(HARDLINK) -o $@ $^
+	@echo 'link $@'
+	$(Q)$(CC) $(HARDLINK) -o $@ $^
 
 .SECONDARY:
 -include $(wildcard $(OBJDIR)/*.d)
@@ -92,7 +98,7 @@ $(OBJDIR)/nodewrap: $(OBJDIR)/front.o
 
 $(BUILD)/python: FORCE
 	@mkdir -p $(BUILD)
-	@{ printf '%s\n' '$(PYTHON)' >$@.new && cmp -s $@.new $@ && rm $@.new; } || mv $@.new $@
+	@printf '%s\n' '$(PYTHON)' >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
 
 $(VENV)/.base: $(BUILD)/python
 	$(PYTHON) -m venv --clear $(VENV)
@@ -105,9 +111,10 @@ $(WHEELS)/.deps: pyproject.toml $(VENV)/.base
 	@touch $@
 
 PYFILES = $(shell find nodewrap -name '*.py') setup.py pyproject.toml $(wildcard csrc/*.[ch]) csrc/core.list
+# Locked and renamed: two make runs in one checkout (tests of two people) neither build in each other's directory nor install half a wheel.
 $(WHEELS)/.own: $(WHEELS)/.deps $(PYFILES)
-	rm -rf $(BUILD)/py $(WHEELS)/nodewrap-*.whl
-	$(VPY) -m pip wheel -q --no-deps --no-build-isolation -w $(WHEELS) .
+	flock $(BUILD) sh -ec 'rm -rf $(BUILD)/py; $(VPY) -m pip wheel -q --no-deps --no-build-isolation -w $(BUILD)/py/out .; \
+	    mv -f $(BUILD)/py/out/nodewrap-$(VERSION)-*.whl $(WHEELS)/'
 	@touch $@
 
 .PHONY: wheels
@@ -119,7 +126,7 @@ $(VENV)/.test: pyproject.toml $(VENV)/.base
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.test setup.py nodewrap/_build_core.py csrc/core.list $(wildcard csrc/*.[ch])
-	$(VPY) -W ignore setup.py -q build_ext --inplace
+	flock $(BUILD) $(VPY) -W ignore setup.py -q build_ext --inplace
 	@touch $@
 
 .PHONY: man
