@@ -103,7 +103,7 @@ def _surface() -> Iterator[Rule]:
     yield from _refuse(errno.EPERM, "kexec_load kexec_file_load init_module finit_module delete_module reboot", "belongs to the node's root")
     yield from _refuse(errno.EPERM, "acct swapon swapoff quotactl quotactl_fd settimeofday clock_settime vhangup syslog", "the same")
     yield from _refuse(errno.EPERM, "iopl ioperm", "raw hardware ports")
-    yield from _refuse(errno.ENOSYS, "modify_ldt", "16-bit segments: kernel surface for programs of the nineties")
+    yield from _refuse(errno.ENOSYS, "modify_ldt", "16-bit segments: kernel surface for old programs only")
     yield from _refuse(errno.ENOSYS, "lookup_dcookie nfsservctl uselib ustat sysfs _sysctl create_module get_kernel_syms query_module", "obsolete")
 
 
@@ -138,10 +138,11 @@ def _devices() -> Iterator[Rule]:
 def _personality() -> Iterator[Rule]:
     """Personalities that undo mitigations. 0xffffffff only asks, so bits cannot be looked at one by one: with the top bit set, all must be."""
     top = 0x80000000
-    for bit, why in ((0x0100000, "maps page zero"), (0x0200000, "undoes address randomisation"), (0x0400000, "makes every mapping executable")):
+    why = "undoes mitigations: maps page zero, lays memory out as of old, makes every mapping executable"
+    for bit in (0x0100000, 0x0200000, 0x0400000):  # MMAP_PAGE_ZERO, ADDR_COMPAT_LAYOUT, READ_IMPLIES_EXEC
         yield Rule("personality", fail(errno.EPERM), (bits(0, top | bit, bit),), why)
     for shift in range(31):
-        yield Rule("personality", fail(errno.EPERM), (bits(0, top | 1 << shift, top),), "not a personality")
+        yield Rule("personality", fail(errno.EPERM), (bits(0, top | 1 << shift, top),), why)
 
 
 def _families(call: str, allowed: tuple[int, ...]) -> Iterator[Rule]:
@@ -159,11 +160,12 @@ def _protocols() -> Iterator[Rule]:
     refused = fail(errno.EPROTONOSUPPORT)
     netlink = (Test(0, sc.EQ, AF_NETLINK), Test(2, sc.NE, NETLINK_ROUTE))
     yield Rule("socket", refused, netlink, "netlink other than route: nf_tables, xfrm, audit, crypto")
+    why = "seldom used transports (SCTP, DCCP, L2TP, UDP-Lite, SMC): each loads a kernel module"
     for family in (AF_INET, AF_INET6):
-        for kind, name in ((4, "RDM"), (5, "SEQPACKET: SCTP"), (6, "DCCP"), (10, "PACKET")):
-            yield Rule("socket", refused, (low(0, family), bits(1, 0xF, kind)), f"seldom used transport ({name}), loads a kernel module")
-        for protocol, name in ((33, "DCCP"), (115, "L2TP"), (132, "SCTP"), (136, "UDP-Lite"), (256, "SMC")):
-            yield Rule("socket", refused, (low(0, family), low(2, protocol)), f"seldom used transport ({name}), loads a kernel module")
+        for kind in (4, 5, 6, 10):  # RDM, SEQPACKET (SCTP), DCCP, PACKET
+            yield Rule("socket", refused, (low(0, family), bits(1, 0xF, kind)), why)
+        for protocol in (33, 115, 132, 136, 256):  # DCCP, L2TP, SCTP, UDP-Lite, SMC
+            yield Rule("socket", refused, (low(0, family), low(2, protocol)), why)
 
 
 def _no_namespaces() -> Iterator[Rule]:

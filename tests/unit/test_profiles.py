@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -103,7 +105,7 @@ def test_sizes_are_bytes_for_the_launcher(node, size, number):
 
 
 def test_devices_are_given_when_the_node_has_them(node, tmp_path):
-    assert [op.path for op in ops({"devices": ["null", "no-such-device?"]}, node) if op.kind == "dev"] == ["null"]
+    assert [op.path for op in ops({"devices": ["null", "no-such-device?"]}, node) if op.kind == "dev"] == ["null", *profiles.DEV_ALWAYS]
     with pytest.raises(profiles.ProfileError, match=r"profile\.p\.devices: this node has no /dev/no-such"):
         ops({"devices": ["no-such"]}, node)
     (node / "dev").unlink()
@@ -202,3 +204,18 @@ def test_more_places_than_the_launcher_reads_are_refused(merged, node):
 def test_the_file_for_this_very_node_is_accepted(merged):
     assert set(parse_profiles(profiles.render(merged).encode())) == set(merged)
     assert os.path.islink("/bin") == ("link /bin" in profiles.render(merged))
+
+
+def test_the_page_about_isolation_says_what_profiles_and_filters_are():
+    checkout = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, checkout / "packaging/isolation.py", "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
+def test_more_devices_than_a_line_holds_take_several_lines(node):
+    names = [f"tty{number}" for number in range(40)]
+    (node / "dev").unlink()
+    (node / "dev").mkdir()
+    for name in names:
+        (node / "dev" / name).symlink_to("/dev/null")
+    assert [op.path for op in ops({"devices": names}, node) if op.kind == "dev"] == [*names, *profiles.DEV_ALWAYS]
