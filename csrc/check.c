@@ -45,7 +45,7 @@ static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool 
 
 static int check_identity(const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, struct nw_err *e)
 {
-	if (d->mode != NW_SWITCH && (d->accounts || d->exclusive || d->home))
+	if (d->mode != NW_SWITCH && (d->accounts || d->exclusive))
 		return no(e, "accounts without mode switch");
 	if (d->mode != NW_MAP && d->map.set)
 		return no(e, "a map without mode map");
@@ -86,7 +86,7 @@ int nw_decision_check(const struct nw_decision *d, const struct nw_guard *g, boo
 	for (int i = 0; i < d->limits; i++)
 		if (d->limit[i].resource >= RLIM_NLIMITS)
 			return no(e, "an unknown resource limit");
-	if (!is_path(d->workdir) || !is_path(d->cwd) || !is_path(d->home))
+	if (!is_path(d->workdir) || !is_path(d->cwd))
 		return no(e, "a directory is not an absolute path");
 	if (d->umask & ~0777u || d->grace_ms > 600000 || (d->status_fd >= 0 && d->status_fd < 1))
 		return no(e, "umask, grace or status descriptor out of bounds");

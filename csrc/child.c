@@ -207,7 +207,7 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 		_exit(116);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL))
 		_exit(117);
-	if (nwp_seccomp_load(filter, len))
+	if (nw_lock(filter, len))
 		_exit(118);
 	execve(g->python, argv, env);
 	_exit(119);
@@ -270,6 +270,7 @@ static int exchange(struct talk *t, struct nw_err *e)
 	nw_put_int(&b, 2, c->uid);
 	nw_put_int(&b, 3, c->gid);
 	nw_put_int(&b, 4, nw_wants_credentials(c->argc, c->argv, c->env));
+	nw_put_string(&b, 5, t->run->guard.policy);
 	if (send_frame(t, &b, NW_HELLO, -1, e))
 		return -1;
 	if (nwp_build_request(t->run, &b, e)) {

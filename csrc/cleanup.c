@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
@@ -33,23 +34,31 @@ static void kill_cgroup(struct nw_run *r)
 	nwp_close(&fd);
 }
 
-/* The end of a leased id: everything that still has it. From inside that uid, so that kill(-1) reaches nobody else. */
-static void kill_uid(struct nw_run *r)
+/* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
+ * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
+ * fork succeeds only when we are the last (setrlimit(2)). 0, or -1 when some could not be ended in time. */
+int nwp_sweep_uid(uid_t uid, gid_t gid)
 {
-	pid_t p = r->launcher->privileged && r->decision.exclusive ? fork() : -1;
+	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+	struct rlimit two = { 2, 2 };
+	int status = 0;
+	pid_t p = fork(), q;
 
 	if (p == 0) {
-		if (setresgid(r->id.gid, r->id.gid, r->id.gid) || setresuid(r->id.uid, r->id.uid, r->id.uid))
+		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two))
 			_exit(1);
-		while (kill(-1, SIGKILL) == 0)
-			usleep(1000);
-		_exit(errno != ESRCH);  /* ESRCH: none is left, which is the proof */
+		while (kill(-1, SIGKILL), (q = fork()) < 0) {
+			if (nwp_now_ms() > deadline)
+				_exit(1);
+			usleep(500);
+		}
+		if (q > 0)
+			waitpid(q, NULL, 0);
+		_exit(0);
 	}
-	int status = 0;
 	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
 		;
-	if (p > 0 && status)
-		r->left = 1;
+	return p < 0 || status ? -1 : 0;
 }
 
 /* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */
@@ -96,7 +105,8 @@ void nwp_end_processes(struct nw_run *r)
 	orphans = kill_children(r, deadline);
 	if (!(r->profile.namespaces & NW_NS_PID))
 		r->killed += orphans;
-	kill_uid(r);
+	if (r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid))
+		r->left = 1;
 	if (r->cgroup_fd < 0)
 		return;
 	while (populated(r) && nwp_now_ms() < deadline)

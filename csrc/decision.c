@@ -80,7 +80,7 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 	while ((n = nw_next(&r, &f)) > 0) {
 		int bad;
 
-		if (f.tag != 3 && again(&seen, f.tag))
+		if (f.tag != 3 && f.tag != 6 && again(&seen, f.tag))
 			return -1;
 		switch (f.tag) {
 		case 1: bad = as_u32(&f, &to->uid); break;
@@ -88,6 +88,7 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 		case 3: bad = to->groups == NW_GROUPS || as_u32(&f, &to->group[to->groups++]); break;
 		case 4: bad = as_string(a, &f, 255, &to->name); break;
 		case 5: bad = as_string(a, &f, NW_PATH - 1, &to->home); break;
+		case 6: bad = to->sets == NW_ACCOUNT_SET || as_string(a, &f, 4096, &to->set[to->sets++]); break;
 		default: bad = -1;
 		}
 		if (bad)
@@ -168,16 +169,6 @@ static int mode(const struct nw_field *f, struct nw_decision *d)
 	return -1;
 }
 
-static int home(struct arena *a, const struct nw_field *outer, struct nw_decision *d)
-{
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-
-	if (nw_next(&r, &f) != 1 || f.tag != 1 || as_string(a, &f, NW_PATH - 1, &d->home))
-		return -1;
-	return nw_next(&r, &f);
-}
-
 static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d)
 {
 	int version = 0;
@@ -207,7 +198,6 @@ static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d
 	case 22: return d->files == NW_FILES || file(a, f, &d->file[d->files++]);
 	case 23: return d->facts == NW_FACTS || fact(a, f, &d->fact[d->facts++]);
 	case 24: return as_u32(f, &d->umask);
-	case 25: return home(a, f, d);
 	case 26: return as_bool(f, &d->alarm);
 	case 27: return as_string(a, f, 4096, &d->syslog);
 	default: return -1;

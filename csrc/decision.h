@@ -12,6 +12,7 @@
 /* cffi: begin */
 #define NW_ACCOUNTS 512
 #define NW_GROUPS 32
+#define NW_ACCOUNT_SET 4
 #define NW_KEEP 4096
 #define NW_SET 512
 #define NW_EXPOSE 16
@@ -25,6 +26,8 @@ struct nw_account {
 	uint32_t uid, gid, group[NW_GROUPS];
 	int groups;
 	const char *name, *home;
+	const char *set[NW_ACCOUNT_SET];        /* of the environment, when this account is the one */
+	int sets;
 };
 struct nw_mapping { bool set; uint32_t inside_uid, inside_gid, size, first, count; };
 struct nw_limit { uint32_t resource; uint64_t value; };
@@ -34,7 +37,7 @@ struct nw_fact { const char *key, *value; };
 struct nw_decision {
 	int verdict, exit, mode;
 	bool exclusive, search, alarm;
-	const char *code, *text, *profile, *workdir, *cwd, *home, *syslog;
+	const char *code, *text, *profile, *workdir, *cwd, *syslog;
 	struct nw_account account[NW_ACCOUNTS];
 	int accounts;
 	struct nw_mapping map;

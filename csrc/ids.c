@@ -5,7 +5,6 @@
 #include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,14 +31,6 @@ int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, s
 		return nw_fail(e, NW_INTERNAL, "NW-SECCOMP", "%s: not a filter program; run \"nodewrap policy apply\"", path);
 	}
 	return 0;
-}
-
-/* Without SECCOMP_FILTER_FLAG_SPEC_ALLOW: speculation mitigations stay as the node has them. */
-int nwp_seccomp_load(const void *program, size_t len)
-{
-	struct sock_fprog p = { (unsigned short)(len / sizeof(struct sock_filter)), (struct sock_filter *)(uintptr_t)program };
-
-	return (int)syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &p);
 }
 
 static int set_caps(uint64_t effective)

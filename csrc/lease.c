@@ -3,12 +3,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "run.h"
@@ -29,22 +27,6 @@ static int open_dir(struct nw_run *r, const char *name, struct nw_err *e)
 	return dir;
 }
 
-/* A former run under this id died before it could clean up: end what it left, from inside that uid, so that nobody else is hit. */
-static int sweep_uid(struct nw_run *r, uid_t uid)
-{
-	int status = 0;
-	pid_t p = r->launcher->privileged ? fork() : 0;
-
-	if (!r->launcher->privileged)
-		return 0;       /* the ids of a user namespace die with its init */
-	if (p == 0) {
-		if (setresgid(65534, 65534, 65534) || setresuid(uid, uid, uid))
-			_exit(1);
-		_exit(kill(-1, SIGKILL) && errno != ESRCH);
-	}
-	return p < 0 || waitpid(p, &status, 0) != p || status ? -1 : 0;
-}
-
 /* Take the lock of one id: 1 taken, 0 somebody has it, -1 with *e. */
 static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_err *e)
 {
@@ -60,7 +42,8 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_
 		close(fd);
 		return 0;
 	}
-	if (fstat(fd, &st) || (st.st_size && sweep_uid(r, uid)) || ftruncate(fd, 0) || pwrite(fd, r->run, 36, 0) != 36) {
+	/* Not empty: a former run under this id died before it could clean up. (The ids of a user namespace died with its init.) */
+	if (fstat(fd, &st) || (st.st_size && r->launcher->privileged && nwp_sweep_uid(uid, uid)) || ftruncate(fd, 0) || pwrite(fd, r->run, 36, 0) != 36) {
 		close(fd);
 		return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: cannot be taken over: %s", r->guard.state, name, strerror(errno));
 	}

@@ -79,13 +79,16 @@ static int apply_limits(struct nw_run *r)
 static char **build_env(struct nw_run *r)
 {
 	struct nw_decision *d = &r->decision;
-	char **env = calloc((size_t)(d->keeps + d->sets) + 1, sizeof *env);
+	const struct nw_account *a = r->id.account;
+	char **env = calloc((size_t)(d->keeps + d->sets + NW_ACCOUNT_SET) + 1, sizeof *env);
 	int n = 0;
 
 	for (int i = 0; env && i < d->keeps; i++)
 		env[n++] = r->caller.env[d->keep[i]];
 	for (int i = 0; env && i < d->sets; i++)
 		env[n++] = (char *)(uintptr_t)d->set[i];
+	for (int i = 0; env && a && i < a->sets; i++)
+		env[n++] = (char *)(uintptr_t)a->set[i];
 	return env;
 }
 
@@ -120,7 +123,7 @@ static int enter_directory(struct nw_run *r)
 
 	if (first)
 		return chdir(first);
-	if (d->home && chdir(d->home) == 0)
+	if (r->id.account && r->id.account->home && chdir(r->id.account->home) == 0)
 		return 0;       /* a home that is missing is no reason to fail (glexec(1)) */
 	return chdir("/tmp") ? chdir("/") : 0;
 }
@@ -197,7 +200,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len)
 	sigemptyset(&none);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "signals", "");
-	if (filter && nwp_seccomp_load(filter, len))
+	if (filter && nw_lock(filter, len))
 		give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
 	if (r->decision.search && !strchr(argv[0], '/'))
 		search_and_exec(argv[0], argv, env);

@@ -122,28 +122,34 @@ static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
 	return mnt < 0 ? fail(e, "no tmpfs for", op->path) : attach(root, mnt, op->path, true, e);
 }
 
-static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
+/* What every minimal /dev has beside its nodes: the links into /proc/self/fd, and terminals of its own. */
+static int dev_base(int root, struct nw_err *e)
 {
-	static const char *const pts[] = { "newinstance", "", "ptmxmode", "0666", "mode", "0620", NULL };
 	static const struct { const char *name, *to; } link[] = {
 		{ "fd", "/proc/self/fd" }, { "stdin", "/proc/self/fd/0" }, { "stdout", "/proc/self/fd/1" }, { "stderr", "/proc/self/fd/2" }, { "ptmx", "pts/ptmx" },
 	};
+	static const char *const options[] = { "ptmxmode", "0666", "mode", "0620", NULL };
+	int at = target(root, "/dev", true, e), mnt;
+
+	for (size_t i = 0; at >= 0 && i < sizeof link / sizeof *link; i++)
+		if (symlinkat(link[i].to, at, link[i].name)) {
+			nwp_close(&at);
+			return errno == EEXIST && i == 0 ? 0 : fail(e, "cannot link /dev", link[i].name);
+		}
+	nwp_close(&at);
+	mnt = new_fs("devpts", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
+	return mnt < 0 ? fail(e, "no devpts for", "/dev/pts") : attach(root, mnt, "/dev/pts", true, e);
+}
+
+static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
+{
 	char path[NW_PATH + 8];
 	bool dir;
 	int mnt;
 
+	if (dev_base(root, e))
+		return -1;
 	snprintf(path, sizeof path, "/dev/%s", op->path);
-	for (size_t i = 0; i < sizeof link / sizeof *link; i++)
-		if (strcmp(op->path, link[i].name) == 0) {
-			int at = target(root, "/dev", true, e), bad = at < 0 || symlinkat(link[i].to, at, link[i].name);
-
-			nwp_close(&at);
-			return bad ? fail(e, "cannot link", path) : 0;
-		}
-	if (strcmp(op->path, "pts") == 0) {
-		mnt = new_fs("devpts", pts + 2, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
-		return mnt < 0 ? fail(e, "no devpts for", path) : attach(root, mnt, path, true, e);
-	}
 	mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
 	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
 }
@@ -158,6 +164,7 @@ static int do_kernel_fs(int root, const char *type, const char *path, struct nw_
 
 static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e)
 {
+	const char *home;
 	bool dir;
 	int mnt, at;
 
@@ -177,10 +184,9 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 		return mnt ? fail(e, "cannot link", op->path) : 0;
 	}
 	case NW_HOME:
-		if (!r->decision.home)
-			return 0;
-		mnt = copy_host(r->decision.home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e);
-		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, r->decision.home, dir, e);
+		home = r->id.account ? r->id.account->home : NULL;
+		mnt = home && home[1] ? copy_host(home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e) : -2;
+		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, home, dir, e);
 	default:
 		mnt = copy_host(op->path, op->flags, op->kind == NW_SLAVE, false, &dir, e);
 		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, op->path, dir, e);
@@ -231,6 +237,7 @@ int nwp_build_root(struct nw_run *r, struct nw_err *e)
 		return fail(e, "cannot set the host name", r->profile.hostname);
 	if (!(r->profile.namespaces & NW_NS_MOUNT))
 		return 0;
+	umask(022);
 	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
 		return fail(e, "cannot separate from", "/");
 	/* The root tree is attached at once (a detached one takes no mounts before Linux 6.15), and last of all becomes "/". Its

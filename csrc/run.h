@@ -11,6 +11,7 @@
 #include "decision.h"
 #include "err.h"
 #include "guard.h"
+#include "lock.h"
 #include "wire.h"
 
 struct nw_launcher {
@@ -149,7 +150,6 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __a
 
 /* ids.c */
 int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e);
-int nwp_seccomp_load(const void *program, size_t len);
 int nwp_drop_bounding(void);
 int nwp_drop_caps(void);
 int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups);
@@ -163,6 +163,7 @@ void nwp_supervise(struct nw_run *r);
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);
 void nwp_hand_back(struct nw_run *r);
+int nwp_sweep_uid(uid_t uid, gid_t gid);
 struct nw_walk {
 	const char *top;                /* absolute path of the tree, for links that name it */
 	bool neutralise;                /* remove what leads out, strip setuid bits */
