@@ -22,8 +22,6 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 #: One word of the line format below ``/``: no blanks, no ``..``, nothing to normalise, so that C and Python see the same place.
 PATH = re.compile(r"(/(?!\.\.?(/|$))[!-.0-~]+)+")
 SIZE = re.compile(r"([1-9][0-9]{0,11})(KiB|MiB|GiB|TiB)?")
-#: What programs expect of any /dev besides nodes: links to the process's own descriptors, and terminals of its own (docs/guard.md, "dev").
-DEV_ALWAYS = ("fd", "stdin", "stdout", "stderr", "ptmx", "pts")
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -268,8 +266,6 @@ def _places(name: str, table: Table, root: str) -> Iterator[tuple[str, str]]:
     for path, size in table.get("tmpfs", {}).items():
         yield path, f"tmpfs {path} 1777 {size_bytes(size)}"
     devices = [device.rstrip("?") for device in table.get("devices", ()) if _is_device(name, device, root)]
-    if devices:
-        devices += DEV_ALWAYS
     for at in range(0, len(devices), MAX_WORDS - 1):
         yield "/dev", " ".join(["dev", *devices[at:at + MAX_WORDS - 1]])
     if table.get("proc"):
