@@ -292,16 +292,17 @@ class Pki:
         extensions = [*change.get("extensions", [(NO_REVOCATION, False, core.Null().dump())]), ("2.5.29.35", False, authority_key)]
         extensions = [*extensions, (AC_CERTIFICATES, False, wrap_certificates(carried))] if carried else extensions
         holder_id = {"issuer": [_directory(holder.asn1_name("issuer"))], "serial": change.get("serial", holder.cert.serial_number)}
+        issuer_names = [_directory(one.asn1_name("subject")) for one in change.get("issuers", [server])]
         validity = {"not_before_time": when(now + change.get("start", -3600)), "not_after_time": when(now + change.get("end", DAY))}
         listed = [{"extn_id": oid, "critical": critical, "extn_value": core.ParsableOctetString(value)} for oid, critical, value in extensions]
         info = cms.AttributeCertificateInfoV2({
             "version": "v2",
-            "holder": {"base_certificate_id": holder_id},
-            "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": [_directory(change.get("issuer", server).asn1_name("subject"))]}),
+            "holder": {"base_certificate_id": holder_id, **change.get("holder_more", {})},
+            "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": issuer_names}),
             "signature": {"algorithm": "sha256_rsa", "parameters": core.Null()},
             "serial_number": 1,
             "att_cert_validity_period": validity,
-            "attributes": [{"type": FQANS, "values": [syntax]}],
+            "attributes": [{"type": oid, "values": [syntax]} for oid in change.get("attributes", [FQANS])],
             "extensions": listed,
         })
         return sign_ac(info, change.get("signer", server.key))

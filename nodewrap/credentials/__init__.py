@@ -6,20 +6,21 @@ imported, no file is opened, no thread started. ``warm`` sees to what the librar
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 
 from nodewrap.credentials.certificate import Certificate, read_certificate
 from nodewrap.credentials.errors import mistake
 from nodewrap.credentials.keys import check_private_key
 from nodewrap.credentials.path import check_path
-from nodewrap.credentials.pem import split
+from nodewrap.credentials.pem import certificates, split
 from nodewrap.credentials.proxy import check_proxies, find_chain
 from nodewrap.credentials.trust import Context, DirectoryTrust, Options, Trust
 from nodewrap.credentials.voms import check_voms, short_fqan
 from nodewrap.credentials.warm import warm
 from nodewrap.model import Refusal, Subject
 
-__all__ = ["DirectoryTrust", "Options", "Refusal", "Subject", "Trust", "short_fqan", "verify", "warm"]
+__all__ = ["DirectoryTrust", "Options", "Refusal", "Subject", "Trust", "fingerprint", "short_fqan", "verify", "warm"]
 
 
 def verify(pem: bytes, trust: Trust, now: int, *, require_key: bool = True, options: Options | None = None) -> Subject:
@@ -32,6 +33,15 @@ def verify(pem: bytes, trust: Trust, now: int, *, require_key: bool = True, opti
         # cryptography warns of odd certificates; showing a warning opens source files, which kills the locked child.
         warnings.simplefilter("ignore")
         return _verify(pem, context, require_key)
+
+
+def fingerprint(pem: bytes) -> str:
+    """SHA-256 hex of the first certificate in ``pem``, unverified, to compare with ``Subject.fingerprint``; "" when there is none."""
+    try:
+        ders = certificates(pem, "the file")
+    except Refusal:
+        return ""
+    return hashlib.sha256(ders[0]).hexdigest() if ders else ""
 
 
 def _verify(pem: bytes, context: Context, require_key: bool) -> Subject:

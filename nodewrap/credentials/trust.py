@@ -68,11 +68,14 @@ class Options:
 
 
 class Context:
-    """One verification: its trust (each file asked for once), time, options, and what was tolerated."""
+    """One verification: its trust (each file asked for once), time, options, and what was tolerated. ValueError: an option has no such value."""
 
     __slots__ = ("_seen", "_trust", "notes", "now", "options")
 
     def __init__(self, trust: Trust, now: int, options: Options) -> None:
+        for mode in (options.crl, options.signing_policy):
+            if mode not in ("require", "if-present"):
+                raise ValueError(f"crl and signing_policy are require or if-present, not {mode!r}")
         self._trust = trust
         self._seen: dict[tuple[str, str], bytes | None] = {}
         self.now = now

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from nodewrap.credentials import Refusal, errors
+from nodewrap.credentials import Refusal, errors, fingerprint
 from tests.pki import ACS, Pair, Pki, certificate, dn, key, tlv
 
 
@@ -27,6 +27,16 @@ def leaf(pki):
 
 def test_key_must_be_there(pki, leaf):
     assert pki.refusal(leaf.pem + pki.alice.pem) == (201, "NW-KEY-MISSING")
+
+
+def test_fingerprint_of_a_file_is_that_of_its_subject(pki, leaf):
+    assert fingerprint(leaf.file(pki.alice)) == fingerprint(leaf.pem) == pki.verify(leaf.file(pki.alice)).fingerprint
+    assert fingerprint(pki.alice.pem) != fingerprint(leaf.pem)
+
+
+@pytest.mark.parametrize("data", [b"", b"junk", b"-----BEGIN CERTIFICATE-----\n!!!!\n-----END CERTIFICATE-----\n"])
+def test_file_without_a_certificate_has_no_fingerprint(data):
+    assert fingerprint(data) == ""
 
 
 def test_key_may_be_absent_where_the_caller_says_so(pki, leaf):

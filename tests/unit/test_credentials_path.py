@@ -220,6 +220,14 @@ def test_signing_policy_that_is_not_understood_is_a_refusal(line):
         allowed(line, "/CN=c", "/CN=u", "f")
 
 
+@pytest.mark.parametrize("option", ["crl", "signing_policy"])
+def test_misspelt_option_is_an_error_and_not_the_weaker_choice(pki, option):
+    with pytest.raises(ValueError, match="requires"):
+        pki.verify(credential(pki), **{option: "requires"})
+    with pytest.raises(AttributeError):
+        pki.verify(credential(pki), crls="require")
+
+
 # Revocation
 
 

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import pytest
 from asn1crypto import core
+from asn1crypto import x509 as asn1
 from cryptography import x509
 
 from nodewrap.credentials import short_fqan
 from tests.need import need
-from tests.pki import ACS, BASE, DAY, HOST, NO_REVOCATION, PILOT, PLAIN, TARGETS, VO, Pki, key, key_usage, targets, tlv, wrap_acs, wrap_certificates
+from tests.pki import (
+    ACS,
+    BASE,
+    DAY,
+    FQANS,
+    HOST,
+    NO_REVOCATION,
+    PILOT,
+    PLAIN,
+    TARGETS,
+    VO,
+    Pki,
+    key,
+    key_usage,
+    targets,
+    tlv,
+    wrap_acs,
+    wrap_certificates,
+)
 
 NO_REV = (NO_REVOCATION, False, core.Null().dump())
 
@@ -71,7 +90,15 @@ def other_holder(pki):
 
 
 def other_issuer_name(pki):
-    return {"issuer": pki.alice}
+    return {"issuers": [pki.alice]}
+
+
+def two_issuer_names(pki):
+    return {"issuers": [pki.voms, pki.voms]}
+
+
+def holder_named_twice(pki):
+    return {"holder_more": {"entity_name": [asn1.GeneralName("directory_name", asn1.Name.load(pki.pilot.asn1_name("subject")))]}}
 
 
 def rogue_server(pki):
@@ -115,6 +142,12 @@ BAD = {
     "extension twice": ({"extensions": [NO_REV, NO_REV]}, "NW-VOMS-PARSE"),
     "other host": ({"extensions": [NO_REV, (TARGETS, True, targets("wn9.example.org"))]}, "NW-VOMS-TARGET"),
     "no host at all": ({"extensions": [NO_REV, (TARGETS, True, targets())]}, "NW-VOMS-TARGET"),
+    "two issuer names": (two_issuer_names, "NW-VOMS-PARSE"),
+    "holder by name too": (holder_named_twice, "NW-VOMS-PARSE"),
+    "no attribute": ({"attributes": []}, "NW-VOMS-PARSE"),
+    "other attribute alone": ({"attributes": ["1.2.3.4"]}, "NW-VOMS-PARSE"),
+    "FQAN attribute twice": ({"attributes": [FQANS, FQANS]}, "NW-VOMS-PARSE"),
+    "33 attributes": ({"attributes": [FQANS, *["1.2.3.4"] * 32]}, "NW-VOMS-PARSE"),
     "no FQAN": ({"fqans": []}, "NW-VOMS-PARSE"),
     "257 FQANs": ({"fqans": [PILOT] * 257}, "NW-VOMS-PARSE"),
 }
