@@ -1,22 +1,8 @@
 /* Records (docs/audit.md): one write() a line, numbered without gaps, durable where asked, never torn. And --status-fd. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/file.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/wait.h>
-#include <time.h>
-#include <unistd.h>
-
-#include "json.h"
 #include "run.h"
+#include "json.h"
 
-#define LINE 4096               /* one record at most; longer argument lists are cut */
+#define LINE 4096 /* one record at most; longer argument lists are cut */
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
 static void timestamp(char *to, size_t size, uint64_t us)
@@ -49,17 +35,14 @@ static void put_facts(struct nw_json *j, const struct nw_decision *d, const char
 		bool many, before = false;
 		const char *path = nw_fact_path(d->fact[i].key, &many);
 
-		for (int k = 0; k < i; k++)
-			before |= strcmp(d->fact[k].key, d->fact[i].key) == 0;
-		if (before || strncmp(path, object, n) || path[n] != '.' || strchr(path + n + 1, '.'))
-			continue;
+		for (int k = 0; k < i; k++) before |= strcmp(d->fact[k].key, d->fact[i].key) == 0;
+		if (before || strncmp(path, object, n) || path[n] != '.' || strchr(path + n + 1, '.')) continue;
 		if (!many) {
 			nw_json_string(j, path, d->fact[i].value);
 			continue;
 		}
 		for (int k = i; k < d->facts && items < 64; k++)
-			if (strcmp(d->fact[k].key, d->fact[i].key) == 0)
-				list[items++] = d->fact[k].value;
+			if (strcmp(d->fact[k].key, d->fact[i].key) == 0) list[items++] = d->fact[k].value;
 		nw_json_strings(j, path, list, items);
 	}
 }
@@ -71,15 +54,13 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended, int arg
 	char s[40];
 
 	nw_json_string(j, "process.entity_id", r->run);
-	if (r->payload)
-		nw_json_int(j, "process.pid", r->payload);
+	if (r->payload) nw_json_int(j, "process.pid", r->payload);
 	if (from < (uint64_t)c->argc) {
 		int n = c->argc - (int)from;
 
 		nw_json_string(j, "process.executable", strlen(c->argv[from]) < 1024 ? c->argv[from] : "");
 		nw_json_strings(j, "process.args", (const char *const *)c->argv + from, n < args ? n : args);
-		if (n > args)
-			nw_json_int(j, "process.args_cut", n - args);
+		if (n > args) nw_json_int(j, "process.args_cut", n - args);
 	}
 	put_facts(j, &r->decision, "process");
 	if (r->started_us) {
@@ -88,8 +69,7 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended, int arg
 	}
 	if (ended) {
 		nw_json_int(j, "process.exit_code", WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 128 + WTERMSIG(r->status));
-		if (WIFSIGNALED(r->status))
-			nw_json_int(j, "process.signal", WTERMSIG(r->status));
+		if (WIFSIGNALED(r->status)) nw_json_int(j, "process.signal", WTERMSIG(r->status));
 		nw_json_string(j, "process.ended_by", r->why ? r->why : "exit");
 	}
 }
@@ -101,23 +81,19 @@ static void put_isolation(struct nw_json *j, struct nw_run *r)
 	int n = 0;
 
 	for (int i = 0; i < 6; i++)
-		if (r->profile.namespaces & 1u << i)
-			on[n++] = kind[i];
-	if (r->userns >= 0 || r->decision.mode == NW_MAP)
-		on[n++] = "user";
+		if (r->profile.namespaces & 1u << i) on[n++] = kind[i];
+	if (r->userns >= 0 || r->decision.mode == NW_MAP) on[n++] = "user";
 	nw_json_strings(j, "nodewrap.isolation.namespaces", on, n);
 	nw_json_bool(j, "nodewrap.isolation.seccomp", r->profile.seccomp[0]);
 	nw_json_bool(j, "nodewrap.isolation.own_cgroup", r->cgroup[0]);
-	if (r->decision.workdir)
-		nw_json_string(j, "nodewrap.isolation.workdir", how[r->how]);
+	if (r->decision.workdir) nw_json_string(j, "nodewrap.isolation.workdir", how[r->how]);
 	if (!(r->profile.namespaces & NW_NS_MOUNT) && r->decision.mode == NW_LOG_ONLY)
 		nw_json_bool(j, "nodewrap.isolation.pilot_secrets_exposed", true);
 	if (r->payload) {
 		nw_json_bool(j, "nodewrap.isolation.loginuid", r->loginuid);
 		nw_json_bool(j, "nodewrap.isolation.keyring", r->keyring);
 	}
-	if (r->degrades)
-		nw_json_strings(j, "nodewrap.degrade", r->degrade, r->degrades);
+	if (r->degrades) nw_json_strings(j, "nodewrap.degrade", r->degrade, r->degrades);
 }
 
 static void put_cleanup(struct nw_json *j, struct nw_run *r)
@@ -126,8 +102,7 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r)
 	const char *left[4];
 	int n = 0;
 
-	for (; n < 4 && t->left_path[n][0]; n++)
-		left[n] = t->left_path[n];
+	for (; n < 4 && t->left_path[n][0]; n++) left[n] = t->left_path[n];
 	nw_json_int(j, "nodewrap.cleanup.killed", r->killed);
 	nw_json_int(j, "nodewrap.cleanup.processes_left", r->left);
 	nw_json_int(j, "nodewrap.cleanup.entries", (int64_t)t->entries);
@@ -145,9 +120,10 @@ static void put_usage(struct nw_json *j, struct nw_run *r)
 	char s[40];
 
 	snprintf(s, sizeof s, "%ld.%06ld", u->ru_utime.tv_sec + u->ru_stime.tv_sec + (u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1000000,
-		 (u->ru_utime.tv_usec + u->ru_stime.tv_usec) % 1000000);
+		(u->ru_utime.tv_usec + u->ru_stime.tv_usec) % 1000000);
 	nw_json_string(j, "nodewrap.usage.cpu_s", s);
-	snprintf(s, sizeof s, "%llu.%03llu", (unsigned long long)(r->end_mono_ms - r->start_mono_ms) / 1000, (unsigned long long)(r->end_mono_ms - r->start_mono_ms) % 1000);
+	snprintf(s, sizeof s, "%llu.%03llu", (unsigned long long)(r->end_mono_ms - r->start_mono_ms) / 1000,
+		(unsigned long long)(r->end_mono_ms - r->start_mono_ms) % 1000);
 	nw_json_string(j, "nodewrap.usage.wall_s", s);
 	nw_json_int(j, "nodewrap.usage.rss_kb", u->ru_maxrss);
 }
@@ -176,8 +152,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	nw_json_string(&j, "host.boot.id", r->boot);
 	if (permit && r->id.uid != (uid_t)-1) {
 		put_id(&j, "user.id", r->id.uid);
-		if (r->id.account)
-			nw_json_string(&j, "user.name", r->id.account->name);
+		if (r->id.account) nw_json_string(&j, "user.name", r->id.account->name);
 		put_id(&j, "user.group.id", r->id.gid);
 	}
 	put_process(&j, r, ended, args);
@@ -189,8 +164,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 		nw_json_string(&j, "nodewrap.mode", nw_mode_name[d->mode]);
 		nw_json_string(&j, "nodewrap.profile", d->profile);
 	}
-	if (r->unrecorded)
-		nw_json_bool(&j, "nodewrap.records_lost", true);
+	if (r->unrecorded) nw_json_bool(&j, "nodewrap.records_lost", true);
 	put_facts(&j, d, "nodewrap");
 	put_id(&j, "nodewrap.pilot.uid", r->caller.uid);
 	put_id(&j, "nodewrap.pilot.gid", r->caller.gid);
@@ -199,12 +173,9 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	put_facts(&j, d, "nodewrap.subject");
 	put_facts(&j, d, "nodewrap.policy");
 	put_facts(&j, d, "nodewrap.declared");
-	if (permit && strcmp(action, "authorize"))
-		put_isolation(&j, r);
-	if (ended)
-		put_usage(&j, r);
-	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0)
-		put_cleanup(&j, r);
+	if (permit && strcmp(action, "authorize")) put_isolation(&j, r);
+	if (ended) put_usage(&j, r);
+	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0) put_cleanup(&j, r);
 	return nw_json_end(&j);
 }
 
@@ -215,19 +186,16 @@ static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn)
 	struct stat st;
 	ssize_t n;
 
-	if (fstat(fd, &st))
-		return -1;
+	if (fstat(fd, &st)) return -1;
 	*size = st.st_size;
 	off_t from = st.st_size > (off_t)sizeof tail - 1 ? st.st_size - (off_t)sizeof tail + 1 : 0;
 	n = pread(fd, tail, sizeof tail - 1, from);
-	if (n < 0)
-		return -1;
+	if (n < 0) return -1;
 	tail[n] = 0;
 	*torn = n > 0 && tail[n - 1] != '\n';
 	*sequence = 0;
 	for (char *p = tail; (p = strstr(p, SEQUENCE)) != NULL; p++)
-		if ((p == tail || p[-1] == '\n') && memchr(p, '\n', (size_t)(tail + n - p)))
-			*sequence = strtoull(p + sizeof SEQUENCE - 1, NULL, 10);
+		if ((p == tail || p[-1] == '\n') && memchr(p, '\n', (size_t)(tail + n - p))) *sequence = strtoull(p + sizeof SEQUENCE - 1, NULL, 10);
 	return 0;
 }
 
@@ -247,13 +215,10 @@ static int append(int log, const char *line, size_t n, off_t before)
 {
 	ssize_t w = write(log, line, n);
 
-	if (w == (ssize_t)n)
-		return 0;
-	if (w >= 0)
-		errno = ENOSPC;
+	if (w == (ssize_t)n) return 0;
+	if (w >= 0) errno = ENOSPC;
 	int err = errno;
-	if (w > 0 && ftruncate(log, before))
-		err = EIO;      /* the torn tail stays and is sealed by the next writer */
+	if (w > 0 && ftruncate(log, before)) err = EIO; /* the torn tail stays and is sealed by the next writer */
 	errno = err;
 	return -1;
 }
@@ -264,8 +229,7 @@ static int seal(struct nw_run *r, int log, uint64_t *sequence, off_t *size)
 	char line[LINE + 1] = "\n";
 	size_t n = compose(r, "gap", &torn, *sequence + 1, 0, line + 1, LINE);
 
-	if (n == 0 || append(log, line, n + 1, *size))
-		return -1;
+	if (n == 0 || append(log, line, n + 1, *size)) return -1;
 	*sequence += 1;
 	*size += (off_t)n + 1;
 	return 0;
@@ -280,7 +244,7 @@ static void to_syslog(const char *line, size_t n, int severity)
 
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
 		send(fd, m, (size_t)h < sizeof m ? (size_t)h : sizeof m - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
-	nwp_close(&fd);         /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
+	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
 }
 
 static int open_log(struct nw_run *r, int *count, struct nw_err *e)
@@ -292,8 +256,7 @@ static int open_log(struct nw_run *r, int *count, struct nw_err *e)
 	*count = -1;
 	snprintf(dir, sizeof dir, "%.*s", (int)(slash - path), path);
 	at = nwp_open_trusted(slash == path ? "/" : dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, e);
-	if (at < 0)
-		return -1;
+	if (at < 0) return -1;
 	log = openat(at, slash + 1, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0640);
 	if (log >= 0) {
 		snprintf(dir, sizeof dir, "%.200s.sequence", slash + 1);
@@ -301,8 +264,7 @@ static int open_log(struct nw_run *r, int *count, struct nw_err *e)
 	}
 	int err = errno;
 	close(at);
-	if (log >= 0 && *count >= 0 && flock(*count, LOCK_EX) == 0)
-		return log;
+	if (log >= 0 && *count >= 0 && flock(*count, LOCK_EX) == 0) return log;
 	nwp_close(&log);
 	nwp_close(count);
 	return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; see audit in the guard", path, strerror(err));
@@ -317,43 +279,34 @@ static int record(struct nw_run *r, const char *action, const struct nw_err *why
 	size_t n = 0;
 	int count, log = open_log(r, &count, e), bad = -1;
 
-	if (log < 0)
-		return -1;
-	if (last_sequence(log, &last, &size, &torn))
-		goto out;
-	if (counter(count, 0) > last)
-		last = counter(count, 0);
-	if (torn && seal(r, log, &last, &size))
-		goto out;
-	for (int args = 512; n == 0 && args >= 0; args = args ? args / 2 : -1)
-		n = compose(r, action, why, last + 1, args, line, sizeof line);
+	if (log < 0) return -1;
+	if (last_sequence(log, &last, &size, &torn)) goto out;
+	if (counter(count, 0) > last) last = counter(count, 0);
+	if (torn && seal(r, log, &last, &size)) goto out;
+	for (int args = 512; n == 0 && args >= 0; args = args ? args / 2 : -1) n = compose(r, action, why, last + 1, args, line, sizeof line);
 	if (n == 0) {
 		errno = EMSGSIZE;
 		goto out;
 	}
 	bad = append(log, line, n, size) || !counter(count, last + 1) || (sync && fdatasync(log));
 out:
-	if (bad)
-		nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(errno));
+	if (bad) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(errno));
 	close(log);
 	close(count);
-	if (n && r->guard.syslog)
-		to_syslog(line, n - 1, why ? 4 : 6);
+	if (n && r->guard.syslog) to_syslog(line, n - 1, why ? 4 : 6);
 	return bad ? -1 : 0;
 }
 
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e)
 {
-	if (record(r, action, why, sync, e) == 0)
-		return 0;
+	if (record(r, action, why, sync, e) == 0) return 0;
 	r->unrecorded = true;
 	return r->guard.audit_on_failure == NW_AUDIT_DENY ? -1 : 0;
 }
 
 void nwp_glexec_syslog(struct nw_run *r)
 {
-	if (r->decision.syslog && r->guard.syslog)
-		to_syslog(r->decision.syslog, strlen(r->decision.syslog), 6);
+	if (r->decision.syslog && r->guard.syslog) to_syslog(r->decision.syslog, strlen(r->decision.syslog), 6);
 }
 
 void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code)
@@ -362,8 +315,7 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	char line[LINE];
 	size_t n;
 
-	if (r->decision.status_fd < 0)
-		return;
+	if (r->decision.status_fd < 0) return;
 	nw_json_begin(&j, line, sizeof line);
 	nw_json_string(&j, "event", event);
 	nw_json_string(&j, "run", r->run);
@@ -374,13 +326,10 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	if (r->decision.verdict == NW_PERMIT && r->decision.mode >= 0) {
 		nw_json_string(&j, "mode", nw_mode_name[r->decision.mode]);
 		nw_json_string(&j, "profile", r->decision.profile);
-		if (r->degrades)
-			nw_json_strings(&j, "degrade", r->degrade, r->degrades);
+		if (r->degrades) nw_json_strings(&j, "degrade", r->degrade, r->degrades);
 	}
-	if (r->payload)
-		nw_json_int(&j, "pid", r->payload);
-	if (code >= 0)
-		nw_json_int(&j, "exit", code);
+	if (r->payload) nw_json_int(&j, "pid", r->payload);
+	if (code >= 0) nw_json_int(&j, "exit", code);
 	if (r->ended) {
 		nw_json_string(&j, "by", r->why ? r->why : "exit");
 		put_usage(&j, r);
@@ -388,5 +337,5 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	}
 	n = nw_json_end(&j);
 	if (n && nwp_write_all(r->decision.status_fd, line, n))
-		nwp_close(&r->decision.status_fd);      /* the reader is gone; the run is not its hostage */
+		nwp_close(&r->decision.status_fd); /* the reader is gone; the run is not its hostage */
 }

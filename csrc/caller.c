@@ -1,23 +1,5 @@
 /* Step 1: take nothing from the caller unseen. Everything an attacker can hand over at exec is saved or replaced here:
  * descriptors, environment, umask, working directory, signal mask and dispositions, resource limits, parent. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/fsuid.h>
-#include <sys/prctl.h>
-#include <sys/random.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/utsname.h>
-#include <unistd.h>
-
-#include <linux/close_range.h>
-
 #include "run.h"
 
 extern char **environ;
@@ -26,18 +8,15 @@ extern char **environ;
 static int fill_std(void)
 {
 	for (int fd = 0; fd < 3; fd++)
-		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd)
-			return -1;
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) return -1;
 	return 0;
 }
 
 static int take_fds(struct nw_caller *c, struct nw_err *e)
 {
-	if (fill_std())
-		return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "cannot open /dev/null: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
+	if (fill_std()) return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "cannot open /dev/null: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
 	for (int fd = 3; fd < NW_STATUS_FDS; fd++)
-		if (fcntl(fd, F_GETFD) >= 0)
-			c->open[fd / 64] |= 1ull << fd % 64;
+		if (fcntl(fd, F_GETFD) >= 0) c->open[fd / 64] |= 1ull << fd % 64;
 	if (syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "close_range(2): %s; nodewrap needs Linux 5.12 or newer", strerror(errno));
 	return 0;
@@ -49,8 +28,7 @@ static int take_signals(struct nw_err *e)
 	sigset_t all;
 
 	sigfillset(&all);
-	for (int s = 1; s < NSIG; s++)
-		sigaction(s, &dfl, NULL);       /* fails for KILL, STOP and libc's own two, which is right */
+	for (int s = 1; s < NSIG; s++) sigaction(s, &dfl, NULL); /* fails for KILL, STOP and libc's own two, which is right */
 	/* A record cut by a reader's death or a size limit must be an error we see, not our death. */
 	if (sigaction(SIGPIPE, &ign, NULL) || sigaction(SIGXFSZ, &ign, NULL) || sigprocmask(SIG_SETMASK, &all, NULL))
 		return nw_fail(e, NW_INTERNAL, "NW-SIGNALS", "cannot set signals: %s", strerror(errno));
@@ -61,38 +39,42 @@ static void widen(int resource, rlim_t want)
 {
 	struct rlimit l;
 
-	if (getrlimit(resource, &l) || (l.rlim_cur >= want && want != RLIM_INFINITY))
-		return;
+	if (getrlimit(resource, &l) || (l.rlim_cur >= want && want != RLIM_INFINITY)) return;
 	if (l.rlim_max != RLIM_INFINITY && (want == RLIM_INFINITY || l.rlim_max < want)) {
 		struct rlimit more = { want, want };
 
-		if (setrlimit(resource, &more) == 0)
-			return;         /* needs CAP_SYS_RESOURCE */
+		if (setrlimit(resource, &more) == 0) return; /* needs CAP_SYS_RESOURCE */
 	}
 	l.rlim_cur = l.rlim_max;
-	setrlimit(resource, &l);        /* lowering to the hard limit cannot fail; what is too little is found below */
+	setrlimit(resource, &l); /* lowering to the hard limit cannot fail; what is too little is found below */
 }
 
 /* Limits that would break us half-way are refused before anything is done (attacks A08, A09). */
 static int take_limits(struct nw_caller *c, struct nw_err *e)
 {
-	static const struct { int resource; rlim_t need; const char *name; } floor[] = {
-		{ RLIMIT_NOFILE, 64, "RLIMIT_NOFILE (ulimit -n)" }, { RLIMIT_FSIZE, 1 << 20, "RLIMIT_FSIZE (ulimit -f)" },
-		{ RLIMIT_AS, 256 << 20, "RLIMIT_AS (ulimit -v)" }, { RLIMIT_DATA, 64 << 20, "RLIMIT_DATA (ulimit -d)" },
-		{ RLIMIT_STACK, 256 << 10, "RLIMIT_STACK (ulimit -s)" }, { RLIMIT_CPU, 5, "RLIMIT_CPU (ulimit -t)" },
+	static const struct {
+		int resource;
+		rlim_t need;
+		const char *name;
+	} floor[] = {
+		{ RLIMIT_NOFILE, 64, "RLIMIT_NOFILE (ulimit -n)" },
+		{ RLIMIT_FSIZE, 1 << 20, "RLIMIT_FSIZE (ulimit -f)" },
+		{ RLIMIT_AS, 256 << 20, "RLIMIT_AS (ulimit -v)" },
+		{ RLIMIT_DATA, 64 << 20, "RLIMIT_DATA (ulimit -d)" },
+		{ RLIMIT_STACK, 256 << 10, "RLIMIT_STACK (ulimit -s)" },
+		{ RLIMIT_CPU, 5, "RLIMIT_CPU (ulimit -t)" },
 	};
 	struct rlimit l, none = { 0, 0 };
 
 	for (int i = 0; i < RLIM_NLIMITS; i++)
-		if (getrlimit(i, &c->limit[i]))
-			return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrlimit %d: %s", i, strerror(errno));
+		if (getrlimit(i, &c->limit[i])) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrlimit %d: %s", i, strerror(errno));
 	for (size_t i = 0; i < sizeof floor / sizeof *floor; i++) {
 		widen(floor[i].resource, floor[i].resource == RLIMIT_STACK ? floor[i].need : RLIM_INFINITY);
 		if (getrlimit(floor[i].resource, &l) == 0 && l.rlim_cur < floor[i].need)
 			return nw_fail(e, NW_USAGE, "NW-LIMIT", "%s is %llu, nodewrap needs %llu to record and clean up; raise it for the pilot",
-				       floor[i].name, (unsigned long long)l.rlim_cur, (unsigned long long)floor[i].need);
+				floor[i].name, (unsigned long long)l.rlim_cur, (unsigned long long)floor[i].need);
 	}
-	if (setrlimit(RLIMIT_CORE, &none))      /* no core with credentials in it */
+	if (setrlimit(RLIMIT_CORE, &none)) /* no core with credentials in it */
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "setrlimit RLIMIT_CORE: %s", strerror(errno));
 	return 0;
 }
@@ -108,8 +90,7 @@ static int take_ids(struct nw_run *r, struct nw_err *e)
 	if (getresuid(&c->uid, &euid, &suid) || getresgid(&c->gid, &egid, &sgid))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getresuid: %s", strerror(errno));
 	c->groups = getgroups(NW_CALLER_GROUPS, c->group);
-	if (c->groups < 0)
-		return nw_fail(e, NW_USAGE, "NW-GROUPS", "the caller is in more than %d groups", NW_CALLER_GROUPS);
+	if (c->groups < 0) return nw_fail(e, NW_USAGE, "NW-GROUPS", "the caller is in more than %d groups", NW_CALLER_GROUPS);
 	if ((fd = open("/proc/self/uid_map", O_RDONLY | O_CLOEXEC)) < 0 || read(fd, map, sizeof map - 1) < 0)
 		return nw_fail(e, NW_INTERNAL, "NW-PROC", "/proc/self/uid_map: %s; mount /proc", strerror(errno));
 	close(fd);
@@ -118,13 +99,17 @@ static int take_ids(struct nw_run *r, struct nw_err *e)
 
 	if (!r->launcher->privileged) {
 		if (euid != c->uid || egid != c->gid || (initial && euid == 0))
-			return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE", "the userns launcher refuses to run with privilege (uid %u, euid %u); use the setuid launcher or another account", c->uid, euid);
+			return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE",
+				"the userns launcher refuses to run with privilege (uid %u, euid %u); use the setuid launcher or another account",
+				c->uid, euid);
 		return 0;
 	}
 	if (euid != 0 || !initial)
-		return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE", "the %s launcher is not root in the initial user namespace: setuid bit lost, nosuid mount, no_new_privs, or inside a container; see \"nodewrap doctor\"", r->launcher->name);
-	if (c->uid == 0)
-		return nw_fail(e, NW_DENIED, "NW-CALLER", "root is not a pilot account; call nodewrap as one");
+		return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE",
+			"the %s launcher is not root in the initial user namespace: setuid bit lost, nosuid mount, no_new_privs, or inside a "
+			"container; see \"nodewrap doctor\"",
+			r->launcher->name);
+	if (c->uid == 0) return nw_fail(e, NW_DENIED, "NW-CALLER", "root is not a pilot account; call nodewrap as one");
 	if (setresgid((gid_t)-1, 0, (gid_t)-1)) /* what we create is root's; the real ids stay the pilot's, which may signal us */
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "setresgid: %s", strerror(errno));
 	return 0;
@@ -136,14 +121,12 @@ static int name_run(struct nw_run *r, struct nw_err *e)
 	unsigned char b[16];
 	uint64_t ms = nwp_realtime_us() / 1000;
 
-	if (getrandom(b, sizeof b, 0) != sizeof b)
-		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrandom: %s", strerror(errno));
-	for (int i = 0; i < 6; i++)
-		b[i] = (unsigned char)(ms >> (40 - 8 * i));
+	if (getrandom(b, sizeof b, 0) != sizeof b) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrandom: %s", strerror(errno));
+	for (int i = 0; i < 6; i++) b[i] = (unsigned char)(ms >> (40 - 8 * i));
 	b[6] = 0x70 | (b[6] & 0x0f);
 	b[8] = 0x80 | (b[8] & 0x3f);
-	snprintf(r->run, sizeof r->run, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3],
-		 b[4], b[5], b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
+	snprintf(r->run, sizeof r->run, "%02x%02x%02x%02x-%02x%02x-%02x%02x-%02x%02x-%02x%02x%02x%02x%02x%02x", b[0], b[1], b[2], b[3], b[4], b[5],
+		b[6], b[7], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]);
 	return 0;
 }
 
@@ -152,11 +135,9 @@ void nwp_identify(struct nw_run *r)
 	struct utsname u;
 	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
 
-	if (fd >= 0 && read(fd, r->boot, 36) != 36)
-		r->boot[0] = 0;
+	if (fd >= 0 && read(fd, r->boot, 36) != 36) r->boot[0] = 0;
 	nwp_close(&fd);
-	if (uname(&u) == 0)
-		snprintf(r->host, sizeof r->host, "%.64s", u.nodename);
+	if (uname(&u) == 0) snprintf(r->host, sizeof r->host, "%.64s", u.nodename);
 }
 
 /* Which process the pilot is: a pidfd, so that a thread's exit or a reused pid cannot mislead us (attacks A29, A30). */
@@ -164,8 +145,7 @@ static void take_parent(struct nw_caller *c)
 {
 	c->ppid = getppid();
 	c->parent = c->ppid > 1 ? nwp_pidfd_open(c->ppid) : -1;
-	if (c->parent >= 0 && getppid() != c->ppid)
-		nwp_close(&c->parent);  /* it died in between, and this pid may be somebody else's */
+	if (c->parent >= 0 && getppid() != c->ppid) nwp_close(&c->parent); /* it died in between, and this pid may be somebody else's */
 }
 
 int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
@@ -180,16 +160,15 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
 		;
 	environ = nothing;
 	c->umask = umask(077);
-	if (take_fds(c, e) || take_signals(e) || prctl(PR_SET_DUMPABLE, 0) || take_limits(c, e) || take_ids(r, e) || name_run(r, e))
+	/* Without privilege there is nothing to hide from the caller, and the kernel wants a dumpable process to write id maps for. */
+	if (take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) || take_limits(c, e) || take_ids(r, e) ||
+		name_run(r, e))
 		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	if (argc < 1)
-		return nw_fail(e, NW_USAGE, "NW-USAGE", "started without a name (argc is 0)");
-	if (!getcwd(c->cwd, sizeof c->cwd) || c->cwd[0] != '/')
-		c->cwd[0] = 0;
+	if (argc < 1) return nw_fail(e, NW_USAGE, "NW-USAGE", "started without a name (argc is 0)");
+	if (!getcwd(c->cwd, sizeof c->cwd) || c->cwd[0] != '/') c->cwd[0] = 0;
 	nwp_identify(r);
 	take_parent(c);
-	if (chdir("/"))
-		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "chdir /: %s", strerror(errno));
+	if (chdir("/")) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "chdir /: %s", strerror(errno));
 	return 0;
 }
 
@@ -199,11 +178,9 @@ bool nw_wants_credentials(int argc, char *const *argv, char *const *env)
 	static const char option[] = "--credential", variable[] = "GLEXEC_CLIENT_CERT=";
 
 	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
-		if (strncmp(argv[i], option, sizeof option - 1) == 0)
-			return true;
+		if (strncmp(argv[i], option, sizeof option - 1) == 0) return true;
 	for (; *env; env++)
-		if (strncmp(*env, variable, sizeof variable - 1) == 0)
-			return true;
+		if (strncmp(*env, variable, sizeof variable - 1) == 0) return true;
 	return false;
 }
 
@@ -216,16 +193,13 @@ int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e)
 	nw_put_string(b, 2, r->launcher->name);
 	nw_put_int(b, 3, c->uid);
 	nw_put_int(b, 4, c->gid);
-	for (int i = 0; i < c->groups; i++)
-		nw_put_int(b, 5, c->group[i]);
+	for (int i = 0; i < c->groups; i++) nw_put_int(b, 5, c->group[i]);
 	nw_put_int(b, 6, (uint64_t)getpid());
 	nw_put_int(b, 7, (uint64_t)c->ppid);
 	nw_put_string(b, 8, c->cwd);
 	nw_put_int(b, 9, c->umask);
-	for (int i = 0; i < c->argc; i++)
-		nw_put_string(b, 10, c->argv[i]);
-	for (int i = 0; i < c->envc; i++)
-		nw_put_string(b, 11, c->env[i]);
+	for (int i = 0; i < c->argc; i++) nw_put_string(b, 10, c->argv[i]);
+	for (int i = 0; i < c->envc; i++) nw_put_string(b, 11, c->env[i]);
 	nw_put_string(b, 12, r->host);
 	nw_put_string(b, 13, r->boot);
 	nw_put_int(b, 14, nwp_realtime_us());
@@ -242,13 +216,10 @@ int nwp_as_caller(const struct nw_run *r, bool on)
 	uid_t uid = on ? r->caller.uid : 0;
 	gid_t gid = on ? r->caller.gid : getegid();
 
-	if (!r->launcher->privileged)
-		return 0;
+	if (!r->launcher->privileged) return 0;
 	setfsgid(gid);
 	setfsuid(uid);
-	if ((uid_t)setfsuid((uid_t)-1) == uid && (gid_t)setfsgid((gid_t)-1) == gid)
-		return 0;
-	if (!on)
-		abort();        /* going on with the caller's rights where ours are meant is not an option */
+	if ((uid_t)setfsuid((uid_t)-1) == uid && (gid_t)setfsgid((gid_t)-1) == gid) return 0;
+	if (!on) abort(); /* going on with the caller's rights where ours are meant is not an option */
 	return -1;
 }

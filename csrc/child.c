@@ -1,24 +1,5 @@
 /* Step 3: ask the policy child, spawned for this request or resident (policyd). One HELLO and REQUEST out, OPEN and OPENED in
  * between, one DECISION back, all before a deadline. Its death, silence or nonsense is NW-CHILD (202), never a permit. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <linux/magic.h>
-#include <linux/openat2.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
-#include <sys/vfs.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
 #define OPENS 64
@@ -28,7 +9,7 @@ struct talk {
 	struct nw_run *run;
 	int sock;
 	uint64_t deadline;
-	pid_t pid;              /* 0: policyd */
+	pid_t pid; /* 0: policyd */
 };
 
 static int lost(struct nw_err *e, const char *what)
@@ -43,18 +24,18 @@ static int await(struct talk *t, short events, struct nw_err *e)
 	for (;;) {
 		uint64_t now = nwp_now_ms();
 
-		if (now >= t->deadline)
-			return lost(e, "did not answer before the deadline (deadline-ms in the guard)");
-		if (poll(&p, 1, (int)(t->deadline - now)) > 0)
-			return 0;
-		if (errno != EINTR && errno != 0)
-			return lost(e, strerror(errno));
+		if (now >= t->deadline) return lost(e, "did not answer before the deadline (deadline-ms in the guard)");
+		if (poll(&p, 1, (int)(t->deadline - now)) > 0) return 0;
+		if (errno != EINTR && errno != 0) return lost(e, strerror(errno));
 	}
 }
 
 static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, struct nw_err *e)
 {
-	union { char b[CMSG_SPACE(sizeof(int))]; struct cmsghdr align; } control = { { 0 } };
+	union {
+		char b[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { { 0 } };
 
 	while (n > 0) {
 		struct iovec v = { (void *)(uintptr_t)p, n };
@@ -70,13 +51,10 @@ static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, st
 			c->cmsg_len = CMSG_LEN(sizeof fd);
 			memcpy(CMSG_DATA(c), &fd, sizeof fd);
 		}
-		if (await(t, POLLOUT, e))
-			return -1;
+		if (await(t, POLLOUT, e)) return -1;
 		w = sendmsg(t->sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
-		if (w < 0 && (errno == EAGAIN || errno == EINTR))
-			continue;
-		if (w <= 0)
-			return lost(e, "hung up");
+		if (w < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+		if (w <= 0) return lost(e, "hung up");
 		p += w;
 		n -= (size_t)w;
 		fd = -1;
@@ -89,13 +67,10 @@ static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e)
 	while (n > 0) {
 		ssize_t got;
 
-		if (await(t, POLLIN, e))
-			return -1;
+		if (await(t, POLLIN, e)) return -1;
 		got = recv(t->sock, p, n, MSG_DONTWAIT);
-		if (got < 0 && (errno == EAGAIN || errno == EINTR))
-			continue;
-		if (got <= 0)
-			return lost(e, "died before it decided");
+		if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
+		if (got <= 0) return lost(e, "died before it decided");
 		p += got;
 		n -= (size_t)got;
 	}
@@ -118,8 +93,7 @@ static int open_for_caller(struct nw_run *r, const char *path)
 
 	if (path[0] == '/' && nwp_as_caller(r, true) == 0)
 		fd = nwp_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
-	else
-		errno = EACCES;
+	else errno = EACCES;
 	err = errno;
 	nwp_as_caller(r, false);
 	if (fd >= 0 && (fstatfs(fd, &fs) || fs.f_type == PROC_SUPER_MAGIC)) {
@@ -158,19 +132,16 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 	struct nw_buf b;
 	int fd, err;
 
-	if (nw_next(&r, &kind) != 1 || kind.tag != 1 || nw_int(&kind, &k) || k < 1 || k > 3 || nw_next(&r, &path) != 1
-	    || path.tag != 2 || nw_is_string(&path, sizeof name - 1) || nw_next(&r, &kind) != 0)
+	if (nw_next(&r, &kind) != 1 || kind.tag != 1 || nw_int(&kind, &k) || k < 1 || k > 3 || nw_next(&r, &path) != 1 || path.tag != 2 ||
+		nw_is_string(&path, sizeof name - 1) || nw_next(&r, &kind) != 0)
 		return lost(e, "asked for a file in a way that is not known");
 	memcpy(name, path.value, path.len);
 	name[path.len] = 0;
 	fd = k == 1 ? open_for_caller(t->run, name) : open_anchor(t->run, k == 2 ? g->ca_dir : g->voms_dir, name);
 	err = fd < 0 ? errno : 0;
-	if (fd >= 0 && fstat(fd, &st))
-		err = errno;
-	else if (fd >= 0 && !S_ISREG(st.st_mode))
-		err = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
-	else if (fd >= 0 && st.st_size > CREDENTIAL_MAX)
-		err = EFBIG;
+	if (fd >= 0 && fstat(fd, &st)) err = errno;
+	else if (fd >= 0 && !S_ISREG(st.st_mode)) err = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
+	else if (fd >= 0 && st.st_size > CREDENTIAL_MAX) err = EFBIG;
 	nw_frame_begin(&b, NW_SMALL_MAX);
 	nw_put_int(&b, 1, (uint64_t)err);
 	nw_put_int(&b, 2, st.st_uid);
@@ -186,7 +157,10 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, const void *filter, size_t len)
 {
 	const struct nw_guard *g = &r->guard;
-	const struct { int resource; rlim_t max; } limit[] = { { RLIMIT_FSIZE, 0 }, { RLIMIT_CORE, 0 }, { RLIMIT_NOFILE, 64 }, { RLIMIT_AS, 1 << 30 }, { RLIMIT_CPU, 60 } };
+	const struct {
+		int resource;
+		rlim_t max;
+	} limit[] = { { RLIMIT_FSIZE, 0 }, { RLIMIT_CORE, 0 }, { RLIMIT_NOFILE, 64 }, { RLIMIT_AS, 1 << 30 }, { RLIMIT_CPU, 60 } };
 	char *argv[] = { (char *)(uintptr_t)g->python, (char *)"-I", (char *)"-S", (char *)"-B", (char *)(uintptr_t)g->script, NULL };
 	char *env[] = { (char *)"PATH=/usr/bin:/bin", (char *)"LC_ALL=C.UTF-8", NULL };
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
@@ -194,21 +168,14 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	sigset_t none;
 
 	sigemptyset(&none);
-	if (null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0)
-		_exit(112);
-	if (close_range(4, ~0u, 0) || setsid() < 0)
-		_exit(113);
+	if (null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0) _exit(112);
+	if (close_range(4, ~0u, 0) || setsid() < 0) _exit(113);
 	for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
-		if (setrlimit(limit[i].resource, &(struct rlimit){ limit[i].max, limit[i].max }))
-			_exit(114);
-	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, NULL, 0, false)))
-		_exit(115);
-	if (nwp_drop_caps() || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1)
-		_exit(116);
-	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL))
-		_exit(117);
-	if (nw_lock(filter, len))
-		_exit(118);
+		if (setrlimit(limit[i].resource, &(struct rlimit){ limit[i].max, limit[i].max })) _exit(114);
+	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, NULL, 0, false))) _exit(115);
+	if (nwp_drop_caps() || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1) _exit(116);
+	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL)) _exit(117);
+	if (nw_lock(filter, len)) _exit(118);
 	execve(g->python, argv, env);
 	_exit(119);
 }
@@ -221,20 +188,16 @@ static int spawn(struct talk *t, struct nw_err *e)
 	void *filter;
 	size_t len;
 
-	if ((fd = nwp_open_trusted(r->guard.python, owner, O_PATH, e)) < 0)
-		return -1;
+	if ((fd = nwp_open_trusted(r->guard.python, owner, O_PATH, e)) < 0) return -1;
 	close(fd);
-	if ((fd = nwp_open_trusted(r->guard.script, owner, O_PATH, e)) < 0)
-		return -1;
+	if ((fd = nwp_open_trusted(r->guard.script, owner, O_PATH, e)) < 0) return -1;
 	close(fd);
-	if (nwp_seccomp_file(r, "child-load.bpf", &filter, &len, e))
-		return -1;
+	if (nwp_seccomp_file(r, "child-load.bpf", &filter, &len, e)) return -1;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (t->pid = fork()) < 0) {
 		free(filter);
 		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "cannot start the policy child: %s", strerror(errno));
 	}
-	if (t->pid == 0)
-		become_child(r, pair[1], filter, len);
+	if (t->pid == 0) become_child(r, pair[1], filter, len);
 	free(filter);
 	close(pair[1]);
 	t->sock = pair[0];
@@ -252,7 +215,8 @@ static int connect_resident(struct talk *t, struct nw_err *e)
 		return nw_fail(e, NW_INTERNAL, "NW-POLICYD", "%s: too long for a socket; shorten policyd in the guard", g->policyd);
 	t->sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	if (t->sock < 0 || connect(t->sock, (struct sockaddr *)&a, sizeof a))
-		return nw_fail(e, NW_INTERNAL, "NW-POLICYD", "%s: %s; start \"nodewrap policyd\" or remove policyd from the guard", g->policyd, strerror(errno));
+		return nw_fail(e, NW_INTERNAL, "NW-POLICYD", "%s: %s; start \"nodewrap policyd\" or remove policyd from the guard", g->policyd,
+			strerror(errno));
 	if (getsockopt(t->sock, SOL_SOCKET, SO_PEERCRED, &peer, &size) || (peer.uid != nwp_trusted_owner(t->run) && peer.uid != 0))
 		return nw_fail(e, NW_INTERNAL, "NW-POLICYD", "%s: not served by root but by uid %u", g->policyd, peer.uid);
 	return 0;
@@ -271,30 +235,25 @@ static int exchange(struct talk *t, struct nw_err *e)
 	nw_put_int(&b, 3, c->gid);
 	nw_put_int(&b, 4, nw_wants_credentials(c->argc, c->argv, c->env));
 	nw_put_string(&b, 5, t->run->guard.policy);
-	if (send_frame(t, &b, NW_HELLO, -1, e))
-		return -1;
+	if (send_frame(t, &b, NW_HELLO, -1, e)) return -1;
 	if (nwp_build_request(t->run, &b, e)) {
 		nw_buf_free(&b);
 		return -1;
 	}
-	if (send_frame(t, &b, NW_REQUEST, -1, e))
-		return -1;
+	if (send_frame(t, &b, NW_REQUEST, -1, e)) return -1;
 	for (int opens = 0;; opens++) {
-		if (receive(t, header, sizeof header, e))
-			return -1;
+		if (receive(t, header, sizeof header, e)) return -1;
 		nw_frame_header(header, &len, &type);
 		if (!(type == NW_OPEN && len <= NW_OPEN_MAX && opens < OPENS) && !(type == NW_DECISION && len <= NW_DECISION_MAX))
 			return lost(e, "sent a frame that is not known or too long");
-		body = malloc(2 * (size_t)len + 2);     /* the frame, then room for its strings */
-		if (!body)
-			return lost(e, "sent more than there is memory for");
+		body = malloc(2 * (size_t)len + 2); /* the frame, then room for its strings */
+		if (!body) return lost(e, "sent more than there is memory for");
 		int bad = receive(t, body, len, e);
 		if (type == NW_DECISION) /* kept until exit: the decision points into it */
 			return bad ? -1 : nw_decision_decode(body, len, (char *)body + len + 1, &t->run->decision, e);
 		bad = bad ? bad : answer_open(t, body, len, e);
 		free(body);
-		if (bad)
-			return -1;
+		if (bad) return -1;
 	}
 }
 
@@ -310,10 +269,10 @@ int nwp_ask(struct nw_run *r, struct nw_err *e)
 		kill(t.pid, SIGKILL);
 		while (waitpid(t.pid, &status, 0) < 0 && errno == EINTR)
 			;
-		if (bad && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS)
-			return lost(e, "did what its filter forbids (SIGSYS)");
+		if (bad && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS) return lost(e, "did what its filter forbids (SIGSYS)");
 		if (bad && WIFEXITED(status) && WEXITSTATUS(status) >= 112)
-			return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child could not be jailed (step %d); see \"nodewrap doctor\"", WEXITSTATUS(status));
+			return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child could not be jailed (step %d); see \"nodewrap doctor\"",
+				WEXITSTATUS(status));
 	}
 	return bad ? -1 : 0;
 }

@@ -1,19 +1,7 @@
 /* Step 8: end every process of the run, and prove it. Atomic means first (namespace init, cgroup.kill), never a walk by name (I22). */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <poll.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
-#define PATIENCE_MS 10000       /* a process in uninterruptible sleep may take this long; then it is reported as left */
+#define PATIENCE_MS 10000 /* a process in uninterruptible sleep may take this long; then it is reported as left */
 
 static bool populated(struct nw_run *r)
 {
@@ -29,8 +17,7 @@ static void kill_cgroup(struct nw_run *r)
 {
 	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
 
-	if (fd >= 0 && write(fd, "1", 1) != 1)
-		r->left = 1;
+	if (fd >= 0 && write(fd, "1", 1) != 1) r->left = 1;
 	nwp_close(&fd);
 }
 
@@ -45,15 +32,12 @@ int nwp_sweep_uid(uid_t uid, gid_t gid)
 	pid_t p = fork(), q;
 
 	if (p == 0) {
-		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two))
-			_exit(1);
+		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two)) _exit(1);
 		while (kill(-1, SIGKILL), (q = fork()) < 0) {
-			if (nwp_now_ms() > deadline)
-				_exit(1);
+			if (nwp_now_ms() > deadline) _exit(1);
 			usleep(500);
 		}
-		if (q > 0)
-			waitpid(q, NULL, 0);
+		if (q > 0) waitpid(q, NULL, 0);
 		_exit(0);
 	}
 	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
@@ -75,11 +59,9 @@ static int kill_children(struct nw_run *r, uint64_t deadline)
 		nwp_close(&fd);
 		text[n > 0 ? n : 0] = 0;
 		for (char *s = text, *end; (p = (pid_t)strtol(s, &end, 10)) > 0 && *end; s = end)
-			kill(p, SIGKILL);       /* our own child: its pid cannot be another's before we reap it */
-		while ((p = waitpid(-1, NULL, WNOHANG)) > 0)
-			killed++;
-		if (p < 0)
-			return killed;          /* ECHILD: counted to zero */
+			kill(p, SIGKILL); /* our own child: its pid cannot be another's before we reap it */
+		while ((p = waitpid(-1, NULL, WNOHANG)) > 0) killed++;
+		if (p < 0) return killed; /* ECHILD: counted to zero */
 		if (nwp_now_ms() > deadline) {
 			r->left = 1;
 			return killed;
@@ -94,28 +76,20 @@ void nwp_end_processes(struct nw_run *r)
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
 
-	if (r->init <= 0)
-		return;
+	if (r->init <= 0) return;
 	nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
 	if (poll(&p, 1, PATIENCE_MS) == 1 && wait4(r->init, &status, 0, &r->usage) == r->init)
-		r->init = 0;            /* an init is reaped only after all of its namespace (pid_namespaces(7)) */
-	else
-		r->left = 1;
+		r->init = 0; /* an init is reaped only after all of its namespace (pid_namespaces(7)) */
+	else r->left = 1;
 	orphans = kill_children(r, deadline);
-	if (!(r->profile.namespaces & NW_NS_PID))
-		r->killed += orphans;
-	if (r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid))
-		r->left = 1;
-	if (r->cgroup_fd < 0)
-		return;
-	while (populated(r) && nwp_now_ms() < deadline)
-		usleep(500);
+	if (!(r->profile.namespaces & NW_NS_PID)) r->killed += orphans;
+	if (r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
+	if (r->cgroup_fd < 0) return;
+	while (populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_close(&r->cgroup_fd);
-	while (rmdir(r->cgroup) && errno == EBUSY && nwp_now_ms() < deadline)
-		usleep(500);
-	if (access(r->cgroup, F_OK) == 0)
-		r->left = 1;
+	while (rmdir(r->cgroup) && errno == EBUSY && nwp_now_ms() < deadline) usleep(500);
+	if (access(r->cgroup, F_OK) == 0) r->left = 1;
 }
 
 /* Only after the last process is gone: nobody changes the tree under the walk. */

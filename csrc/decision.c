@@ -5,7 +5,9 @@
 #include "wire.h"
 
 /* Strings of the body, each with its NUL. A field costs 6 bytes of header, so they always fit into len + 1. */
-struct arena { char *p; };
+struct arena {
+	char *p;
+};
 
 static const char *keep_string(struct arena *a, const struct nw_field *f)
 {
@@ -19,8 +21,7 @@ static const char *keep_string(struct arena *a, const struct nw_field *f)
 
 static int as_string(struct arena *a, const struct nw_field *f, size_t max, const char **to)
 {
-	if (*to || nw_is_string(f, max))
-		return -1;
+	if (*to || nw_is_string(f, max)) return -1;
 	*to = keep_string(a, f);
 	return 0;
 }
@@ -29,8 +30,7 @@ static int as_u32(const struct nw_field *f, uint32_t *to)
 {
 	uint64_t v;
 
-	if (nw_int(f, &v) || v > UINT32_MAX)
-		return -1;
+	if (nw_int(f, &v) || v > UINT32_MAX) return -1;
 	*to = (uint32_t)v;
 	return 0;
 }
@@ -39,8 +39,7 @@ static int as_small(const struct nw_field *f, uint64_t max, int *to)
 {
 	uint64_t v;
 
-	if (nw_int(f, &v) || v > max)
-		return -1;
+	if (nw_int(f, &v) || v > max) return -1;
 	*to = (int)v;
 	return 0;
 }
@@ -49,8 +48,7 @@ static int as_bool(const struct nw_field *f, bool *to)
 {
 	int v = 0;
 
-	if (as_small(f, 1, &v))
-		return -1;
+	if (as_small(f, 1, &v)) return -1;
 	*to = v;
 	return 0;
 }
@@ -65,8 +63,7 @@ static bool again(unsigned *seen, unsigned tag)
 {
 	bool was = tag < 32 && *seen & 1u << tag;
 
-	if (tag < 32)
-		*seen |= 1u << tag;
+	if (tag < 32) *seen |= 1u << tag;
 	return was;
 }
 
@@ -80,8 +77,7 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 	while ((n = nw_next(&r, &f)) > 0) {
 		int bad;
 
-		if (f.tag != 3 && f.tag != 6 && again(&seen, f.tag))
-			return -1;
+		if (f.tag != 3 && f.tag != 6 && again(&seen, f.tag)) return -1;
 		switch (f.tag) {
 		case 1: bad = as_u32(&f, &to->uid); break;
 		case 2: bad = as_u32(&f, &to->gid); break;
@@ -91,10 +87,9 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 		case 6: bad = to->sets == NW_ACCOUNT_SET || as_string(a, &f, 4096, &to->set[to->sets++]); break;
 		default: bad = -1;
 		}
-		if (bad)
-			return -1;
+		if (bad) return -1;
 	}
-	return n || (seen & 0x16) != 0x16 ? -1 : 0;     /* 1, 2 and 4 must stand */
+	return n || (seen & 0x16) != 0x16 ? -1 : 0; /* 1, 2 and 4 must stand */
 }
 
 static int mapping(const struct nw_field *outer, struct nw_mapping *to)
@@ -106,8 +101,7 @@ static int mapping(const struct nw_field *outer, struct nw_mapping *to)
 	int n;
 
 	while ((n = nw_next(&r, &f)) > 0)
-		if (f.tag < 1 || f.tag > 5 || again(&seen, f.tag) || as_u32(&f, field[f.tag - 1]))
-			return -1;
+		if (f.tag < 1 || f.tag > 5 || again(&seen, f.tag) || as_u32(&f, field[f.tag - 1])) return -1;
 	to->set = true;
 	return n || (seen & 0x0e) != 0x0e ? -1 : 0;
 }
@@ -120,8 +114,7 @@ static int limit(const struct nw_field *outer, struct nw_limit *to)
 	int n;
 
 	while ((n = nw_next(&r, &f)) > 0)
-		if (again(&seen, f.tag) || (f.tag == 1 ? as_u32(&f, &to->resource) : f.tag == 2 ? nw_int(&f, &to->value) : -1))
-			return -1;
+		if (again(&seen, f.tag) || (f.tag == 1 ? as_u32(&f, &to->resource) : f.tag == 2 ? nw_int(&f, &to->value) : -1)) return -1;
 	return n || seen != 0x06 ? -1 : 0;
 }
 
@@ -133,8 +126,7 @@ static int file(struct arena *a, const struct nw_field *outer, struct nw_file *t
 	int n;
 
 	while ((n = nw_next(&r, &f)) > 0) {
-		if (again(&seen, f.tag))
-			return -1;
+		if (again(&seen, f.tag)) return -1;
 		if (f.tag == 2) {
 			to->content = f.value;
 			to->len = f.len;
@@ -222,24 +214,39 @@ int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struc
 		bool twice = again(&seen, f.tag) && !(f.tag < 32 && REPEATED & 1u << f.tag);
 
 		if (twice || take(&a, &f, d))
-			return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is malformed at field %u; see syslog, \"nodewrap doctor\"", f.tag);
+			return nw_fail(e, NW_INTERNAL, "NW-CHILD",
+				"the policy child's decision is malformed at field %u; see syslog, \"nodewrap doctor\"", f.tag);
 	}
 	if (n || (seen & 0x6) != 0x6)
 		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is cut short; see syslog, \"nodewrap doctor\"");
 	return 0;
 }
 
-static const struct { const char *key, *path; bool many; } FACTS[] = {
-	{ "subject.dn", "nodewrap.subject.dn", false }, { "subject.issuer", "nodewrap.subject.issuer", false },
-	{ "subject.sub", "nodewrap.subject.sub", false }, { "subject.vo", "nodewrap.subject.vo", false },
-	{ "subject.fqan", "nodewrap.subject.fqans", true }, { "subject.assurance", "nodewrap.subject.assurance", false },
-	{ "subject.serial", "nodewrap.subject.serial", false }, { "subject.expires", "nodewrap.subject.expires", false },
-	{ "subject.credential", "nodewrap.subject.credential", false }, { "rule.name", "rule.name", false },
-	{ "rule.ruleset", "rule.ruleset", false }, { "policy.digest", "nodewrap.policy.digest", false },
-	{ "declared.subject", "nodewrap.declared.subject", false }, { "declared.vo", "nodewrap.declared.vo", false },
-	{ "declared.fqan", "nodewrap.declared.fqans", true }, { "declared.job_id", "nodewrap.declared.job_id", false },
-	{ "declared.id", "nodewrap.declared.id", false }, { "args.sha256", "process.args_sha256", false },
-	{ "reason", "event.reason", false }, { "caller.name", "nodewrap.pilot.name", false }, { "note", "nodewrap.notes", true },
+static const struct {
+	const char *key, *path;
+	bool many;
+} FACTS[] = {
+	{ "subject.dn", "nodewrap.subject.dn", false },
+	{ "subject.issuer", "nodewrap.subject.issuer", false },
+	{ "subject.sub", "nodewrap.subject.sub", false },
+	{ "subject.vo", "nodewrap.subject.vo", false },
+	{ "subject.fqan", "nodewrap.subject.fqans", true },
+	{ "subject.assurance", "nodewrap.subject.assurance", false },
+	{ "subject.serial", "nodewrap.subject.serial", false },
+	{ "subject.expires", "nodewrap.subject.expires", false },
+	{ "subject.credential", "nodewrap.subject.credential", false },
+	{ "rule.name", "rule.name", false },
+	{ "rule.ruleset", "rule.ruleset", false },
+	{ "policy.digest", "nodewrap.policy.digest", false },
+	{ "declared.subject", "nodewrap.declared.subject", false },
+	{ "declared.vo", "nodewrap.declared.vo", false },
+	{ "declared.fqan", "nodewrap.declared.fqans", true },
+	{ "declared.job_id", "nodewrap.declared.job_id", false },
+	{ "declared.id", "nodewrap.declared.id", false },
+	{ "args.sha256", "process.args_sha256", false },
+	{ "reason", "event.reason", false },
+	{ "caller.name", "nodewrap.pilot.name", false },
+	{ "note", "nodewrap.notes", true },
 };
 
 const char *nw_fact_path(const char *key, bool *many)

@@ -26,13 +26,26 @@ struct nw_account {
 	uint32_t uid, gid, group[NW_GROUPS];
 	int groups;
 	const char *name, *home;
-	const char *set[NW_ACCOUNT_SET];        /* of the environment, when this account is the one */
+	const char *set[NW_ACCOUNT_SET]; /* of the environment, when this account is the one */
 	int sets;
 };
-struct nw_mapping { bool set; uint32_t inside_uid, inside_gid, size, first, count; };
-struct nw_limit { uint32_t resource; uint64_t value; };
-struct nw_file { const char *path; const unsigned char *content; size_t len; uint32_t mode; };
-struct nw_fact { const char *key, *value; };
+struct nw_mapping {
+	bool set;
+	uint32_t inside_uid, inside_gid, size, first, count;
+};
+struct nw_limit {
+	uint32_t resource;
+	uint64_t value;
+};
+struct nw_file {
+	const char *path;
+	const unsigned char *content;
+	size_t len;
+	uint32_t mode;
+};
+struct nw_fact {
+	const char *key, *value;
+};
 
 struct nw_decision {
 	int verdict, exit, mode;
@@ -62,8 +75,8 @@ struct nw_decision {
 /* Decode body[0..len) into *d; strings are copied into arena, which must hold len + 1 bytes. 0, or -1 with *e (NW-CHILD). */
 int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e);
 /* May this caller be given this? As if the child were hostile (I2). 0, or -1 with *e (NW-GUARD). */
-int nw_decision_check(const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller,
-		      uint64_t args, uint64_t envs, struct nw_err *e);
+int nw_decision_check(
+	const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, uint64_t args, uint64_t envs, struct nw_err *e);
 /* The place of a child's audit field in a record, or NULL when it may not set it. *many: it is a list. */
 const char *nw_fact_path(const char *key, bool *many);
 /* cffi: end */

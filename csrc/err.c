@@ -13,7 +13,6 @@ int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...)
 	vsnprintf(e->text, sizeof e->text, fmt, ap);
 	va_end(ap);
 	for (char *p = e->text; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f)
-			*p = '?';       /* one line, whatever a path contained */
+		if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?'; /* one line, whatever a path contained */
 	return -1;
 }

@@ -17,10 +17,8 @@ static void configured(char *name, size_t size)
 
 	snprintf(name, size, "setuid");
 	while (f && fgets(line, sizeof line, f))
-		if (sscanf(line, " launcher %63[a-z]", word) == 1)
-			snprintf(name, size, "%s", word);
-	if (f)
-		fclose(f);
+		if (sscanf(line, " launcher %63[a-z]", word) == 1) snprintf(name, size, "%s", word);
+	if (f) fclose(f);
 }
 
 static int run_launcher(char **argv)
@@ -39,8 +37,7 @@ static int run_python(int argc, char **argv)
 {
 	char **v = calloc((size_t)argc + 5, sizeof *v);
 
-	if (!v)
-		return 202;
+	if (!v) return 202;
 	v[0] = (char *)NW_PYTHON_CLI;
 	v[1] = (char *)"-I";
 	v[2] = (char *)"-m";
@@ -55,7 +52,6 @@ int main(int argc, char **argv)
 {
 	const char *slash = argc ? strrchr(argv[0], '/') : NULL, *name = slash ? slash + 1 : argc ? argv[0] : "";
 
-	if (strcmp(name, "glexec") == 0 || (argc > 1 && strcmp(argv[1], "run") == 0))
-		return run_launcher(argv);
+	if (strcmp(name, "glexec") == 0 || (argc > 1 && strcmp(argv[1], "run") == 0)) return run_launcher(argv);
 	return run_python(argc, argv);
 }

@@ -18,9 +18,17 @@
 enum nw_mode { NW_SWITCH, NW_MAP, NW_LOG_ONLY, NW_MODES };
 enum nw_on_failure { NW_AUDIT_DENY, NW_AUDIT_FLAG, NW_AUDIT_RUN };
 
-struct nw_range { uint32_t first, last; };
-struct nw_ranges { int n; struct nw_range r[NW_RANGES]; };
-struct nw_names { int n; char name[NW_NAMES][NW_NAME]; };
+struct nw_range {
+	uint32_t first, last;
+};
+struct nw_ranges {
+	int n;
+	struct nw_range r[NW_RANGES];
+};
+struct nw_names {
+	int n;
+	char name[NW_NAMES][NW_NAME];
+};
 
 struct nw_guard {
 	char launcher[NW_NAME];
@@ -32,7 +40,7 @@ struct nw_guard {
 	bool syslog;
 	uint64_t deadline_ms, max_wall_s;
 	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid;
-	struct nw_names allow[NW_MODES];        /* profiles per mode; n 0: the mode is off */
+	struct nw_names allow[NW_MODES]; /* profiles per mode; n 0: the mode is off */
 };
 
 enum nw_namespace { NW_NS_PID = 1, NW_NS_IPC = 2, NW_NS_UTS = 4, NW_NS_CGROUP = 8, NW_NS_MOUNT = 16, NW_NS_NET = 32 };
@@ -42,8 +50,8 @@ enum nw_op_flag { NW_OP_RW = 1, NW_OP_OPTIONAL = 2 };
 struct nw_op {
 	int kind;
 	unsigned flags;
-	char path[NW_PATH];             /* where it appears; for NW_DEV the node's name */
-	char arg[NW_PATH];              /* NW_LINK: what it points to */
+	char path[NW_PATH]; /* where it appears; for NW_DEV the node's name */
+	char arg[NW_PATH];  /* NW_LINK: what it points to */
 	uint32_t mode;
 	uint64_t size;
 };

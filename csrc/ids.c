@@ -1,19 +1,4 @@
 /* Identity and rights: changed once, downwards, and proved (I5). */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <linux/capability.h>
-#include <linux/filter.h>
-#include <spawn.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
 #define FILTER_MAX (64u << 10)
@@ -24,8 +9,7 @@ int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, s
 
 	snprintf(path, sizeof path, "%s/%s", r->guard.policy, name);
 	*program = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
-	if (!*program)
-		return -1;
+	if (!*program) return -1;
 	if (*len == 0 || *len % sizeof(struct sock_filter)) {
 		free(*program);
 		return nw_fail(e, NW_INTERNAL, "NW-SECCOMP", "%s: not a filter program; run \"nodewrap policy apply\"", path);
@@ -49,10 +33,9 @@ int nwp_drop_bounding(void)
 	for (int cap = 0; cap < 64; cap++) {
 		int in = prctl(PR_CAPBSET_READ, cap);
 
-		if (in < 0)
-			break;
+		if (in < 0) break;
 		if (in && prctl(PR_CAPBSET_DROP, cap) && errno != EPERM)
-			return -1;      /* EPERM: no CAP_SETPCAP; no_new_privs makes the bounding set moot then */
+			return -1; /* EPERM: no CAP_SETPCAP; no_new_privs makes the bounding set moot then */
 	}
 	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
@@ -68,21 +51,18 @@ int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_gr
 	uid_t r, e, s;
 	gid_t rg, eg, sg;
 
-	if (!keep_groups && setgroups((size_t)n, groups))
-		return -1;
-	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(0))
-		return -1;
-	if (getresuid(&r, &e, &s) || getresgid(&rg, &eg, &sg) || r != uid || e != uid || s != uid || rg != gid || eg != gid || sg != gid)
-		return -1;
-	if (uid != 0 && (setuid(0) == 0 || seteuid(0) == 0 || setgroups(0, NULL) == 0))
-		abort();
+	if (!keep_groups && setgroups((size_t)n, groups)) return -1;
+	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(0)) return -1;
+	if (getresuid(&r, &e, &s) || getresgid(&rg, &eg, &sg) || r != uid || e != uid || s != uid || rg != gid || eg != gid || sg != gid) return -1;
+	if (uid != 0 && (setuid(0) == 0 || seteuid(0) == 0 || setgroups(0, NULL) == 0)) abort();
 	return 0;
 }
 
 /* The owner's rights and, for chown, CAP_CHOWN alone. */
 int nwp_keep_chown(uid_t uid, gid_t gid, bool chown)
 {
-	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(chown ? 1ull << CAP_CHOWN : 0))
+	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
+		set_caps(chown ? 1ull << CAP_CHOWN : 0))
 		return -1;
 	return prctl(PR_SET_KEEPCAPS, 0);
 }
@@ -99,8 +79,7 @@ static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t insi
 	snprintf(i, sizeof i, "%u", inside);
 	snprintf(f, sizeof f, "%u", first);
 	snprintf(c, sizeof c, "%u", count);
-	if (posix_spawn(&child, tool, NULL, NULL, argv, env) || waitpid(child, &status, 0) != child)
-		return -1;
+	if (posix_spawn(&child, tool, NULL, NULL, argv, env) || waitpid(child, &status, 0) != child) return -1;
 	return status ? -1 : 0;
 }
 
@@ -122,11 +101,16 @@ int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e)
 	int bad;
 
 	if (!r->launcher->privileged && id->uid != r->caller.uid) {
-		bad = run_newidmap("/usr/bin/newuidmap", pid, r->caller.uid, from, out, n) || run_newidmap("/usr/bin/newgidmap", pid, r->caller.gid, from, out, n);
-		return bad ? nw_fail(e, NW_INTERNAL, "NW-SUBUID", "newuidmap refused %u+%u; see /etc/subuid and /etc/subgid, \"nodewrap doctor\"", out, n) : 0;
+		bad = run_newidmap("/usr/bin/newuidmap", pid, r->caller.uid, from, out, n) ||
+		      run_newidmap("/usr/bin/newgidmap", pid, r->caller.gid, from, out, n);
+		return bad ? nw_fail(e, NW_INTERNAL, "NW-SUBUID", "newuidmap refused %u+%u; see /etc/subuid and /etc/subgid, \"nodewrap doctor\"",
+				     out, n)
+			   : 0;
 	}
 	snprintf(uid, sizeof uid, "%u %u %u", id->block > 1 ? 0 : id->inside_uid, id->first, id->block);
 	snprintf(gid, sizeof gid, "%u %u %u", id->block > 1 ? 0 : id->inside_gid, id->block > 1 ? id->first : id->gid, id->block);
 	bad = (!r->launcher->privileged && write_map(pid, "setgroups", "deny")) || write_map(pid, "uid_map", uid) || write_map(pid, "gid_map", gid);
-	return bad ? nw_fail(e, NW_INTERNAL, "NW-USERNS", "cannot map uid %u in a user namespace: %s; see \"nodewrap doctor\"", id->uid, strerror(errno)) : 0;
+	return bad ? nw_fail(e, NW_INTERNAL, "NW-USERNS", "cannot map uid %u in a user namespace: %s; see \"nodewrap doctor\"", id->uid,
+			     strerror(errno))
+		   : 0;
 }

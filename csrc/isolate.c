@@ -1,33 +1,13 @@
 /* Step 6: init in its namespaces. Init is the payload's parent and its namespace's end: when it dies, the kernel kills all the rest
  * (pid_namespaces(7)). It holds none of the pilot's descriptors, no capability, and dies with the launcher. */
-#define _GNU_SOURCE
-#include <ctype.h>
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <grp.h>
-#include <linux/sched.h>
-#include <poll.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e)
 {
 	if (!r->profile.degrade)
-		return nw_fail(e, NW_INTERNAL, "NW-MISSING", "this node cannot give \"%s\", and profile %s says on-missing = \"refuse\"; see \"nodewrap doctor\"", what, r->profile.name);
-	if (r->degrades < NW_DEGRADES)
-		r->degrade[r->degrades++] = what;
+		return nw_fail(e, NW_INTERNAL, "NW-MISSING",
+			"this node cannot give \"%s\", and profile %s says on-missing = \"refuse\"; see \"nodewrap doctor\"", what, r->profile.name);
+	if (r->degrades < NW_DEGRADES) r->degrade[r->degrades++] = what;
 	return 0;
 }
 
@@ -37,8 +17,7 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e)
 	char line[512] = "", *path, *nl;
 	int fd;
 
-	if (!r->guard.cgroup[0])
-		return 0;
+	if (!r->guard.cgroup[0]) return 0;
 	fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
 	for (FILE *f = fd < 0 ? NULL : fdopen(fd, "r"); f && (fgets(line, sizeof line, f) || (fclose(f), f = NULL));)
 		if (strncmp(line, "0::", 3) == 0) {
@@ -46,10 +25,10 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e)
 			break;
 		}
 	path = line + 3;
-	if ((nl = strchr(line, '\n')))
-		*nl = 0;
-	if (strncmp(line, "0::/", 4) || snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, path[1] ? path : "", r->run) >= (int)sizeof r->cgroup
-	    || mkdir(r->cgroup, 0755) || (r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
+	if ((nl = strchr(line, '\n'))) *nl = 0;
+	if (strncmp(line, "0::/", 4) ||
+		snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, path[1] ? path : "", r->run) >= (int)sizeof r->cgroup ||
+		mkdir(r->cgroup, 0755) || (r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
 		r->cgroup[0] = 0;
 		return nwp_degrade(r, "cgroup", e);
 	}
@@ -58,11 +37,9 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e)
 
 static int landlock_check(struct nw_run *r, struct nw_err *e)
 {
-	if (!r->profile.landlock_abstract || syscall(SYS_landlock_create_ruleset, NULL, 0, 1) >= 6)
-		return 0;
+	if (!r->profile.landlock_abstract || syscall(SYS_landlock_create_ruleset, NULL, 0, 1) >= 6) return 0;
 	r->profile.landlock_abstract = false;
-	if (r->profile.namespaces & NW_NS_NET)
-		return 0;       /* abstract sockets belong to the network namespace (unix(7)): closed anyway */
+	if (r->profile.namespaces & NW_NS_NET) return 0; /* abstract sockets belong to the network namespace (unix(7)): closed anyway */
 	return nwp_degrade(r, "landlock-abstract", e);
 }
 
@@ -73,13 +50,10 @@ static int count_others(struct nw_run *r)
 	int n = 0;
 	DIR *d;
 
-	for (int i = 0; i < r->profile.n; i++)
-		proc |= r->profile.op[i].kind == NW_PROC;
+	for (int i = 0; i < r->profile.n; i++) proc |= r->profile.op[i].kind == NW_PROC;
 	d = proc && r->profile.namespaces & NW_NS_PID ? opendir("/proc") : NULL;
-	for (struct dirent *x; d && (x = readdir(d));)
-		n += isdigit((unsigned char)x->d_name[0]) && strcmp(x->d_name, "1");
-	if (d)
-		closedir(d);
+	for (struct dirent *x; d && (x = readdir(d));) n += isdigit((unsigned char)x->d_name[0]) && strcmp(x->d_name, "1");
+	if (d) closedir(d);
 	return n;
 }
 
@@ -90,10 +64,8 @@ static void __attribute__((noreturn)) reap(struct nw_run *r, int sock, pid_t pay
 
 	for (;;) {
 		p = waitpid(-1, &m.status, 0);
-		if (p == payload)
-			break;
-		if (p < 0 && errno != EINTR)
-			_exit(124);
+		if (p == payload) break;
+		if (p < 0 && errno != EINTR) _exit(124);
 	}
 	m.killed = count_others(r);
 	_exit(nwp_write_all(sock, &m, sizeof m) != 0);
@@ -107,25 +79,23 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	pid_t p;
 
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || read(sock, &go, 1) != 1 || prctl(PR_SET_NAME, "nodewrap-init"))
-		_exit(124);     /* the launcher is gone: read() saw the end of its socket */
+		_exit(124); /* the launcher is gone: read() saw the end of its socket */
 	/* Real root keeps the pilot from signalling init; without privilege init is root, or the one mapped id, of its namespace. */
-	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL)))
-		_exit(124);
+	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))) _exit(124);
 	if (prctl(PR_SET_DUMPABLE, 0) || nwp_build_root(r, &m.err)) {
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
 	p = (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
-	if (p == 0)
-		nwp_payload(r, payload_sock, filter, len);
+	if (p == 0) nwp_payload(r, payload_sock, filter, len);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), high = fcntl(sock, F_DUPFD_CLOEXEC, 10);
-	if (p < 0 || null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 || close_range(4, ~0u, 0)) {
+	if (p < 0 || null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 ||
+		close_range(4, ~0u, 0)) {
 		nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
-	if (nwp_drop_bounding() || nwp_drop_caps())
-		_exit(124);
+	if (nwp_drop_bounding() || nwp_drop_caps()) _exit(124);
 	reap(r, 3, p);
 }
 
@@ -135,8 +105,7 @@ static uint64_t clone_flags(const struct nw_run *r)
 	uint64_t flags = !r->launcher->privileged && (r->profile.namespaces || r->decision.mode == NW_MAP) ? CLONE_NEWUSER : 0;
 
 	for (int i = 0; i < 6; i++)
-		if (r->profile.namespaces & 1u << i)
-			flags |= flag[i];
+		if (r->profile.namespaces & 1u << i) flags |= flag[i];
 	return flags;
 }
 
@@ -146,8 +115,8 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	int init[2], payload[2], on = 1;
 	char path[64];
 
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, init) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, payload)
-	    || setsockopt(payload[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on))
+	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, init) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, payload) ||
+		setsockopt(payload[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on))
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "socketpair: %s", strerror(errno));
 	if (r->cgroup_fd >= 0) {
 		a.flags |= CLONE_INTO_CGROUP;
@@ -164,9 +133,9 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	r->init_sock = init[0];
 	r->payload_sock = payload[0];
 	if (r->init < 0)
-		return nw_fail(e, NW_INTERNAL, "NW-NAMESPACE", "the kernel refused the namespaces of profile %s: %s; see \"nodewrap doctor\"", r->profile.name, strerror(errno));
-	if (!(a.flags & CLONE_NEWUSER))
-		return 0;
+		return nw_fail(e, NW_INTERNAL, "NW-NAMESPACE", "the kernel refused the namespaces of profile %s: %s; see \"nodewrap doctor\"",
+			r->profile.name, strerror(errno));
+	if (!(a.flags & CLONE_NEWUSER)) return 0;
 	snprintf(path, sizeof path, "/proc/%d/ns/user", (int)r->init);
 	r->userns = open(path, O_RDONLY | O_CLOEXEC);
 	return nwp_write_maps(r, r->init, e);
@@ -176,17 +145,18 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e)
 {
 	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->init_sock, POLLIN, 0 } };
-	union { char b[CMSG_SPACE(sizeof(struct ucred))]; struct cmsghdr align; } control;
+	union {
+		char b[CMSG_SPACE(sizeof(struct ucred))];
+		struct cmsghdr align;
+	} control;
 	struct iovec v = { m, sizeof *m };
 	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
 	ssize_t n = -1;
 
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
-	if (p[1].revents)
-		n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
-	else if (p[0].revents)
-		n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
+	if (p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
+	else if (p[0].revents) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
 	if (n != (ssize_t)sizeof *m)
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init ended or hung before the payload was ready (killed from outside, or out of memory)");
 	if (m->what == NW_NEWS_ERROR) {
@@ -195,7 +165,7 @@ static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e)
 	}
 	struct cmsghdr *c = p[1].revents ? NULL : CMSG_FIRSTHDR(&h);
 	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
-		memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload);     /* struct ucred begins with the pid */
+		memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload); /* struct ucred begins with the pid */
 	return 0;
 }
 
@@ -209,16 +179,13 @@ static int until_ready(struct nw_run *r, struct nw_err *e)
 	struct nw_msg m;
 
 	do {
-		if (news(r, &m, e))
-			return -1;
-		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || say(r->payload_sock)))
-			return -1;
+		if (news(r, &m, e)) return -1;
+		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || say(r->payload_sock))) return -1;
 	} while (m.what != NW_NEWS_READY);
 	r->loginuid = m.loginuid;
 	r->keyring = m.keyring;
-	r->payload_fd = nwp_pidfd_open(r->payload);     /* it waits for our word, so the pid is still its own */
-	if (r->payload_fd < 0)
-		return nw_fail(e, NW_INTERNAL, "NW-INIT", "pidfd_open: %s", strerror(errno));
+	r->payload_fd = nwp_pidfd_open(r->payload); /* it waits for our word, so the pid is still its own */
+	if (r->payload_fd < 0) return nw_fail(e, NW_INTERNAL, "NW-INIT", "pidfd_open: %s", strerror(errno));
 	return r->keyring || !r->profile.namespaces ? 0 : nwp_degrade(r, "session-keyring", e);
 }
 
@@ -228,18 +195,13 @@ int nwp_start(struct nw_run *r, struct nw_err *e)
 	size_t len = 0;
 	int bad;
 
-	if (r->profile.seccomp[0] && nwp_seccomp_file(r, r->profile.seccomp, &filter, &len, e))
-		return -1;
-	if (prctl(PR_SET_CHILD_SUBREAPER, 1))
-		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
+	if (r->profile.seccomp[0] && nwp_seccomp_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
+	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	bad = landlock_check(r, e) || make_cgroup(r, e) || nwp_relay_open(r) || clone_init(r, filter, len, e);
 	free(filter);
-	if (bad)
-		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
-	if (nwp_chown_work(r, true))
-		return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
-	if (say(r->init_sock))
-		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init is gone");
+	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
+	if (nwp_chown_work(r, true)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
+	if (say(r->init_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "init is gone");
 	return until_ready(r, e);
 }
 
@@ -250,12 +212,10 @@ int nwp_go(struct nw_run *r, struct nw_err *e)
 	ssize_t n;
 
 	r->started_us = nwp_realtime_us();
-	if (say(r->payload_sock))
-		return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
+	if (say(r->payload_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
 	n = recv(r->payload_sock, &m, sizeof m, 0);
 	nwp_close(&r->payload_sock);
-	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR)
-		return 0;
+	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR) return 0;
 	m.err.code[sizeof m.err.code - 1] = m.err.text[sizeof m.err.text - 1] = 0;
 	return nw_fail(e, m.err.exit, m.err.code, "%s", m.err.text);
 }

@@ -25,12 +25,10 @@ static int sequence(const unsigned char *s, unsigned *c)
 
 	*c = n == 1 ? s[0] : n == 2 ? s[0] & 0x1fu : n == 3 ? s[0] & 0xfu : s[0] & 7u;
 	for (int i = 1; i < n; i++) {
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;       /* also stops at the final NUL */
+		if ((s[i] & 0xc0) != 0x80) return 0; /* also stops at the final NUL */
 		*c = *c << 6 | (s[i] & 0x3fu);
 	}
-	if ((n == 3 && (*c < 0x800 || (*c >= 0xd800 && *c < 0xe000))) || (n == 4 && (*c < 0x10000 || *c > 0x10ffff)))
-		return 0;
+	if ((n == 3 && (*c < 0x800 || (*c >= 0xd800 && *c < 0xe000))) || (n == 4 && (*c < 0x10000 || *c > 0x10ffff))) return 0;
 	return n;
 }
 
@@ -88,8 +86,7 @@ static void base64(struct nw_json *j, const char *string)
 
 static void name(struct nw_json *j, const char *s, size_t n)
 {
-	if (!j->first)
-		put(j, ",", 1);
+	if (!j->first) put(j, ",", 1);
 	j->first = false;
 	put(j, "\"", 1);
 	put(j, s, n);
@@ -151,8 +148,7 @@ void nw_json_begin(struct nw_json *j, char *buffer, size_t max)
 void nw_json_string(struct nw_json *j, const char *path, const char *s)
 {
 	member(j, path, "");
-	if (quoted(j, s))
-		return;
+	if (quoted(j, s)) return;
 	member(j, path, "_b64");
 	base64(j, s);
 }
@@ -179,18 +175,15 @@ void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, 
 	member(j, path, "");
 	put(j, "[", 1);
 	for (int i = 0; i < n; i++) {
-		if (i)
-			put(j, ",", 1);
+		if (i) put(j, ",", 1);
 		valid &= quoted(j, s[i]);
 	}
 	put(j, "]", 1);
-	if (valid)
-		return;
+	if (valid) return;
 	member(j, path, "_b64");
 	put(j, "[", 1);
 	for (int i = 0; i < n; i++) {
-		if (i)
-			put(j, ",", 1);
+		if (i) put(j, ",", 1);
 		base64(j, s[i]);
 	}
 	put(j, "]", 1);

@@ -14,9 +14,9 @@
 struct nw_json {
 	char *p;
 	size_t len, max;
-	bool failed;            /* did not fit: nothing of it may be used */
-	bool first;             /* no member in the innermost object yet */
-	char open[128];         /* dotted path of the objects that are open */
+	bool failed;    /* did not fit: nothing of it may be used */
+	bool first;     /* no member in the innermost object yet */
+	char open[128]; /* dotted path of the objects that are open */
 };
 
 void nw_json_begin(struct nw_json *j, char *buffer, size_t max);

@@ -14,7 +14,7 @@
 
 struct nw_lines {
 	char *p, *end;
-	int number;                     /* of the line last read, from 1 */
+	int number; /* of the line last read, from 1 */
 	int words;
 	char *word[NW_LINE_WORDS];
 };

@@ -1,14 +1,4 @@
 /* Opening what root relies on: every directory on the way, and the file, belongs to root and nobody else may write it. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include "run.h"
 
 #define LINKS 8
@@ -21,12 +11,11 @@ uid_t nwp_trusted_owner(const struct nw_run *r)
 
 static int check(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e)
 {
-	if (fstat(fd, st))
-		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot be examined: %s", path, strerror(errno));
+	if (fstat(fd, st)) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot be examined: %s", path, strerror(errno));
 	if (st->st_uid != 0 && st->st_uid != owner)
-		return nw_fail(e, NW_INTERNAL, "NW-PATH-OWNER", "%s: \"%s\" belongs to uid %u, not to root; chown it or move the file", path, part, st->st_uid);
-	if (S_ISLNK(st->st_mode))
-		return 0;       /* a link's own mode means nothing; its directory has been checked */
+		return nw_fail(e, NW_INTERNAL, "NW-PATH-OWNER", "%s: \"%s\" belongs to uid %u, not to root; chown it or move the file", path, part,
+			st->st_uid);
+	if (S_ISLNK(st->st_mode)) return 0; /* a link's own mode means nothing; its directory has been checked */
 	if ((st->st_mode & S_IWOTH) || ((st->st_mode & S_IWGRP) && st->st_gid != 0))
 		return nw_fail(e, NW_INTERNAL, "NW-PATH-WRITABLE", "%s: \"%s\" is writable by others than root; chmod go-w it", path, part);
 	return 0;
@@ -38,12 +27,10 @@ static int follow(int fd, char *rest, const char *path, struct nw_err *e)
 	char target[PATH_MAX], tail[PATH_MAX];
 	ssize_t n = readlinkat(fd, "", target, sizeof target - 1);
 
-	if (n < 0)
-		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot read a link: %s", path, strerror(errno));
+	if (n < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot read a link: %s", path, strerror(errno));
 	target[n] = 0;
 	snprintf(tail, sizeof tail, "%s", rest);
-	if (snprintf(rest, PATH_MAX, "%s/%s", target, tail) >= PATH_MAX)
-		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: too long", path);
+	if (snprintf(rest, PATH_MAX, "%s/%s", target, tail) >= PATH_MAX) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: too long", path);
 	return 0;
 }
 
@@ -57,8 +44,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 		nwp_close(&dir);
 		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
 	}
-	if (check(dir, owner, path, "/", &st, e))
-		goto fail;
+	if (check(dir, owner, path, "/", &st, e)) goto fail;
 	for (;;) {
 		char *p = rest + strspn(rest, "/");
 		size_t n = strcspn(p, "/");
@@ -86,8 +72,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			int bad = ++links > LINKS ? nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: too many links", path) : follow(fd, rest, path, e);
 
 			close(fd);
-			if (bad)
-				goto fail;
+			if (bad) goto fail;
 			if (absolute) {
 				close(dir);
 				dir = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
@@ -99,10 +84,8 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			close(fd);
 			fd = openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
 			close(dir);
-			if (fd < 0)
-				return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
-			if (check(fd, owner, path, part, &st, e))
-				nwp_close(&fd);
+			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
+			if (check(fd, owner, path, part, &st, e)) nwp_close(&fd);
 			return fd;
 		}
 		close(dir);
@@ -120,16 +103,14 @@ char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, s
 	char *text;
 	ssize_t n;
 
-	if (fd < 0)
-		return NULL;
+	if (fd < 0) return NULL;
 	text = malloc(max + 2);
 	if (!text || fstat(fd, &st) || !S_ISREG(st.st_mode)) {
 		nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not a regular file that can be read", path);
 		goto fail;
 	}
 	*len = 0;
-	while ((n = read(fd, text + *len, max + 1 - *len)) > 0)
-		*len += (size_t)n;
+	while ((n = read(fd, text + *len, max + 1 - *len)) > 0) *len += (size_t)n;
 	if (n < 0 || *len > max) {
 		nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, n < 0 ? strerror(errno) : "too large");
 		goto fail;

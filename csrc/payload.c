@@ -1,26 +1,13 @@
 /* From init's child to the payload: every right given away, in this order, and then exec. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/keyctl.h>
-#include <linux/landlock.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "run.h"
 
 #ifndef LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
 #define LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET 1ull
 #endif
 
-struct ruleset { uint64_t fs, net, scoped; };   /* landlock(7): scoped since ABI 6, Linux 6.12 */
+struct ruleset {
+	uint64_t fs, net, scoped;
+}; /* landlock(7): scoped since ABI 6, Linux 6.12 */
 
 static void __attribute__((noreturn)) give_up(int sock, int code, int exit, const char *id, const char *what, const char *detail)
 {
@@ -36,8 +23,7 @@ static int close_abstract(void)
 	struct ruleset rules = { 0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET };
 	int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0), bad;
 
-	if (fd < 0)
-		return -1;
+	if (fd < 0) return -1;
 	bad = (int)syscall(SYS_landlock_restrict_self, fd, 0);
 	close(fd);
 	return bad;
@@ -47,13 +33,11 @@ static int write_file(const struct nw_file *f)
 {
 	int fd = open(f->path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, f->mode);
 	struct stat st;
-	bool bad = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1
-		|| fchmod(fd, f->mode) || ftruncate(fd, 0) || nwp_write_all(fd, f->content, f->len);
+	bool bad = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 || fchmod(fd, f->mode) ||
+		   ftruncate(fd, 0) || nwp_write_all(fd, f->content, f->len);
 
-	if (fd >= 0 && bad && errno == 0)
-		errno = EEXIST;         /* somebody else's file, or not a file: never overwritten */
-	if (fd >= 0 && close(fd))
-		bad = true;
+	if (fd >= 0 && bad && errno == 0) errno = EEXIST; /* somebody else's file, or not a file: never overwritten */
+	if (fd >= 0 && close(fd)) bad = true;
 	return bad ? -1 : 0;
 }
 
@@ -65,14 +49,11 @@ static int apply_limits(struct nw_run *r)
 	for (int i = 0; i < d->limits; i++) {
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
 
-		if (l->rlim_max > d->limit[i].value)
-			l->rlim_max = d->limit[i].value;
-		if (l->rlim_cur > l->rlim_max)
-			l->rlim_cur = l->rlim_max;
+		if (l->rlim_max > d->limit[i].value) l->rlim_max = d->limit[i].value;
+		if (l->rlim_cur > l->rlim_max) l->rlim_cur = l->rlim_max;
 	}
 	for (int i = 0; i < RLIM_NLIMITS; i++)
-		if (setrlimit(i, &r->caller.limit[i]))
-			return -1;
+		if (setrlimit(i, &r->caller.limit[i])) return -1;
 	return 0;
 }
 
@@ -83,12 +64,9 @@ static char **build_env(struct nw_run *r)
 	char **env = calloc((size_t)(d->keeps + d->sets + NW_ACCOUNT_SET) + 1, sizeof *env);
 	int n = 0;
 
-	for (int i = 0; env && i < d->keeps; i++)
-		env[n++] = r->caller.env[d->keep[i]];
-	for (int i = 0; env && i < d->sets; i++)
-		env[n++] = (char *)(uintptr_t)d->set[i];
-	for (int i = 0; env && a && i < a->sets; i++)
-		env[n++] = (char *)(uintptr_t)a->set[i];
+	for (int i = 0; env && i < d->keeps; i++) env[n++] = r->caller.env[d->keep[i]];
+	for (int i = 0; env && i < d->sets; i++) env[n++] = (char *)(uintptr_t)d->set[i];
+	for (int i = 0; env && a && i < a->sets; i++) env[n++] = (char *)(uintptr_t)a->set[i];
 	return env;
 }
 
@@ -100,18 +78,15 @@ static void search_and_exec(const char *name, char **argv, char **env)
 	int err = ENOENT;
 
 	for (char **v = env; *v; v++)
-		if (strncmp(*v, "PATH=", 5) == 0)
-			path = *v + 5;
+		if (strncmp(*v, "PATH=", 5) == 0) path = *v + 5;
 	for (const char *p = path; *name; p += strcspn(p, ":"), p += *p == ':') {
 		size_t n = strcspn(p, ":");
 
 		if (n && snprintf(full, sizeof full, "%.*s/%s", (int)n, p, name) < (int)sizeof full) {
 			execve(full, argv, env);
-			if (errno != ENOENT && errno != ENOTDIR)
-				err = errno;
+			if (errno != ENOENT && errno != ENOTDIR) err = errno;
 		}
-		if (!p[n])
-			break;
+		if (!p[n]) break;
 	}
 	errno = err;
 }
@@ -121,10 +96,9 @@ static int enter_directory(struct nw_run *r)
 	const struct nw_decision *d = &r->decision;
 	const char *first = d->cwd ? d->cwd : d->workdir;
 
-	if (first)
-		return chdir(first);
+	if (first) return chdir(first);
 	if (r->id.account && r->id.account->home && chdir(r->id.account->home) == 0)
-		return 0;       /* a home that is missing is no reason to fail (glexec(1)) */
+		return 0; /* a home that is missing is no reason to fail (glexec(1)) */
 	return chdir("/tmp") ? chdir("/") : 0;
 }
 
@@ -133,10 +107,8 @@ static int take_std(struct nw_run *r, int *sock)
 	int high = fcntl(*sock, F_DUPFD_CLOEXEC, 10);
 
 	for (int i = 0; i < 3; i++)
-		if (dup2(r->std[i], i) != i || (r->std[i] == i && fcntl(i, F_SETFD, 0)))
-			return -1;
-	if (high < 0 || dup2(high, 3) != 3 || fcntl(3, F_SETFD, FD_CLOEXEC) || close_range(4, ~0u, 0))
-		return -1;
+		if (dup2(r->std[i], i) != i || (r->std[i] == i && fcntl(i, F_SETFD, 0))) return -1;
+	if (high < 0 || dup2(high, 3) != 3 || fcntl(3, F_SETFD, FD_CLOEXEC) || close_range(4, ~0u, 0)) return -1;
 	*sock = 3;
 	return 0;
 }
@@ -159,10 +131,8 @@ static void await_maps(struct nw_run *r, int sock)
 	struct nw_msg m = { .what = NW_NEWS_MAP };
 	char go;
 
-	if (!(r->launcher->privileged && r->decision.mode == NW_MAP))
-		return;
-	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1)
-		_exit(125);
+	if (!(r->launcher->privileged && r->decision.mode == NW_MAP)) return;
+	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1) _exit(125);
 }
 
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len)
@@ -173,38 +143,33 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len)
 	sigset_t none;
 
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
-	if (setsid() < 0 || !(env = build_env(r)))
-		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
+	if (setsid() < 0 || !(env = build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	await_maps(r, sock);
 	ready.loginuid = nwp_write_file("/proc/self/loginuid", loginuid) == 0;
 	ready.keyring = syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) >= 0;
-	if (take_std(r, &sock))
-		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "cannot arrange", "descriptors");
+	if (take_std(r, &sock)) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "cannot arrange", "descriptors");
 	change_ids(r, sock);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "no_new_privs");
-	if (r->profile.landlock_abstract && close_abstract())
-		give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock", "abstract sockets");
+	if (r->profile.landlock_abstract && close_abstract()) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock", "abstract sockets");
 	for (int i = 0; i < r->decision.files; i++)
-		if (errno = 0, write_file(&r->decision.file[i]))
-			give_up(sock, 125, NW_USAGE, "NW-FILE", "cannot write", r->decision.file[i].path);
+		if (errno = 0, write_file(&r->decision.file[i])) give_up(sock, 125, NW_USAGE, "NW-FILE", "cannot write", r->decision.file[i].path);
 	if (enter_directory(r))
-		give_up(sock, 125, NW_USAGE, "NW-CWD", "cannot enter", r->decision.cwd ? r->decision.cwd : r->decision.workdir ? r->decision.workdir : "/");
+		give_up(sock, 125, NW_USAGE, "NW-CWD", "cannot enter",
+			r->decision.cwd       ? r->decision.cwd
+			: r->decision.workdir ? r->decision.workdir
+					      : "/");
 	umask(r->decision.umask);
-	if (apply_limits(r))
-		give_up(sock, 125, NW_INTERNAL, "NW-LIMIT", "cannot set", "resource limits");
-	if (nwp_write_all(sock, &ready, sizeof ready) || read(sock, &go, 1) != 1)
-		_exit(125);
-	if (!argv[0])           /* glexec without a command: the files were all that was asked for */
+	if (apply_limits(r)) give_up(sock, 125, NW_INTERNAL, "NW-LIMIT", "cannot set", "resource limits");
+	if (nwp_write_all(sock, &ready, sizeof ready) || read(sock, &go, 1) != 1) _exit(125);
+	if (!argv[0]) /* glexec without a command: the files were all that was asked for */
 		_exit(0);
 	sigemptyset(&none);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "signals", "");
-	if (filter && nw_lock(filter, len))
-		give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
-	if (r->decision.search && !strchr(argv[0], '/'))
-		search_and_exec(argv[0], argv, env);
-	else
-		execve(argv[0], argv, env);
-	give_up(sock, errno == ENOENT || errno == ENOTDIR ? 127 : 126, errno == ENOENT || errno == ENOTDIR ? 127 : 126, "NW-EXEC", "cannot execute", argv[0]);
+	if (filter && nw_lock(filter, len)) give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
+	if (r->decision.search && !strchr(argv[0], '/')) search_and_exec(argv[0], argv, env);
+	else execve(argv[0], argv, env);
+	give_up(sock, errno == ENOENT || errno == ENOTDIR ? 127 : 126, errno == ENOENT || errno == ENOTDIR ? 127 : 126, "NW-EXEC", "cannot execute",
+		argv[0]);
 }

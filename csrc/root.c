@@ -1,21 +1,6 @@
 /* The payload's view of files, built in a mount namespace of its own. Every source becomes a detached mount first, with its
  * flags already on (mount_setattr(2), Linux 5.12), then all are attached below a fresh tmpfs: no over-mount on /proc (I20), no
  * walk through names that the payload could have planted. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <limits.h>
-#include <linux/openat2.h>
-#include <net/if.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/vfs.h>
-#include <unistd.h>
-
 #include "run.h"
 
 static int fail(struct nw_err *e, const char *what, const char *path)
@@ -40,8 +25,7 @@ static int target(int root, const char *path, bool dir, struct nw_err *e)
 		size_t n = strcspn(p, "/");
 		bool last = p[n + strspn(p + n, "/")] == 0;
 
-		if (n > NAME_MAX)
-			break;
+		if (n > NAME_MAX) break;
 		memcpy(part, p, n);
 		part[n] = 0;
 		p += n;
@@ -81,13 +65,10 @@ static int new_fs(const char *type, const char *const *options, uint64_t flags)
 {
 	int fs = fsopen(type, FSOPEN_CLOEXEC), mnt = -1;
 
-	if (fs < 0)
-		return -1;
+	if (fs < 0) return -1;
 	for (; *options; options += 2)
-		if (fsconfig(fs, FSCONFIG_SET_STRING, options[0], options[1], 0))
-			goto out;
-	if (fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0)
-		mnt = fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)flags);
+		if (fsconfig(fs, FSCONFIG_SET_STRING, options[0], options[1], 0)) goto out;
+	if (fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0) == 0) mnt = fsmount(fs, FSMOUNT_CLOEXEC, (unsigned)flags);
 out:
 	close(fs);
 	return mnt;
@@ -99,8 +80,7 @@ static int copy_host(const char *path, unsigned flags, bool slave, bool device, 
 	struct stat st;
 	int mnt = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 
-	if (mnt < 0)
-		return errno == ENOENT && flags & NW_OP_OPTIONAL ? -2 : fail(e, "cannot show", path);
+	if (mnt < 0) return errno == ENOENT && flags & NW_OP_OPTIONAL ? -2 : fail(e, "cannot show", path);
 	uint64_t set = MOUNT_ATTR_NOSUID | (device ? MOUNT_ATTR_NOEXEC : MOUNT_ATTR_NODEV) | (flags & NW_OP_RW ? 0 : MOUNT_ATTR_RDONLY);
 	if (fstat(mnt, &st) || set_flags(mnt, set, 0, slave ? 0 : MS_PRIVATE, true)) {
 		close(mnt);
@@ -125,8 +105,14 @@ static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
 /* What every minimal /dev has beside its nodes: the links into /proc/self/fd, and terminals of its own. */
 static int dev_base(int root, struct nw_err *e)
 {
-	static const struct { const char *name, *to; } link[] = {
-		{ "fd", "/proc/self/fd" }, { "stdin", "/proc/self/fd/0" }, { "stdout", "/proc/self/fd/1" }, { "stderr", "/proc/self/fd/2" }, { "ptmx", "pts/ptmx" },
+	static const struct {
+		const char *name, *to;
+	} link[] = {
+		{ "fd", "/proc/self/fd" },
+		{ "stdin", "/proc/self/fd/0" },
+		{ "stdout", "/proc/self/fd/1" },
+		{ "stderr", "/proc/self/fd/2" },
+		{ "ptmx", "pts/ptmx" },
 	};
 	static const char *const options[] = { "ptmxmode", "0666", "mode", "0620", NULL };
 	int at = target(root, "/dev", true, e), mnt;
@@ -147,8 +133,7 @@ static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
 	bool dir;
 	int mnt;
 
-	if (dev_base(root, e))
-		return -1;
+	if (dev_base(root, e)) return -1;
 	snprintf(path, sizeof path, "/dev/%s", op->path);
 	mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
 	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
@@ -202,13 +187,10 @@ static int callers(int root, const struct nw_dir *d, struct nw_err *e)
 
 	if (mnt < 0) {
 		fd = nwp_openat2(AT_FDCWD, d->path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
-		if (fd < 0 || fstat(fd, &st))
-			return fail(e, "cannot open", d->path);
-		if (st.st_dev == d->dev && st.st_ino == d->ino)
-			mnt = open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+		if (fd < 0 || fstat(fd, &st)) return fail(e, "cannot open", d->path);
+		if (st.st_dev == d->dev && st.st_ino == d->ino) mnt = open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 		close(fd);
-		if (mnt < 0)
-			return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: was exchanged while it was opened, or cannot be shown", d->path);
+		if (mnt < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: was exchanged while it was opened, or cannot be shown", d->path);
 	}
 	if (set_flags(mnt, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, MS_PRIVATE, false)) {
 		close(mnt);
@@ -231,33 +213,24 @@ int nwp_build_root(struct nw_run *r, struct nw_err *e)
 	static const char *const options[] = { "mode", "0755", "size", "16m", NULL };
 	int root, mnt;
 
-	if (r->profile.namespaces & NW_NS_NET && loopback_up(e))
-		return -1;
+	if (r->profile.namespaces & NW_NS_NET && loopback_up(e)) return -1;
 	if (r->profile.hostname[0] && r->profile.namespaces & NW_NS_UTS && sethostname(r->profile.hostname, strlen(r->profile.hostname)))
 		return fail(e, "cannot set the host name", r->profile.hostname);
-	if (!(r->profile.namespaces & NW_NS_MOUNT))
-		return 0;
+	if (!(r->profile.namespaces & NW_NS_MOUNT)) return 0;
 	umask(022);
-	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL))
-		return fail(e, "cannot separate from", "/");
+	if (mount(NULL, "/", NULL, MS_REC | MS_SLAVE, NULL)) return fail(e, "cannot separate from", "/");
 	/* The root tree is attached at once (a detached one takes no mounts before Linux 6.15), and last of all becomes "/". Its
 	 * mount point hides nothing that is still needed: sources are opened below the old "/", where /proc is not one of them. */
 	root = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-	if (root < 0 || (mnt = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0)
-		return fail(e, "no tmpfs for", "/");
-	if (move_mount(root, "", mnt, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH))
-		return fail(e, "cannot attach", "/");
+	if (root < 0 || (mnt = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) return fail(e, "no tmpfs for", "/");
+	if (move_mount(root, "", mnt, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH)) return fail(e, "cannot attach", "/");
 	close(mnt);
 	for (int i = 0; i < r->profile.n; i++)
-		if (do_op(r, root, &r->profile.op[i], e))
-			return -1;
+		if (do_op(r, root, &r->profile.op[i], e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
-		if (callers(root, &r->expose[i], e))
-			return -1;
-	if (r->decision.workdir && callers(root, &r->work, e))
-		return -1;
-	if (set_flags(root, MOUNT_ATTR_RDONLY, 0, 0, false))
-		return fail(e, "cannot close", "/");
+		if (callers(root, &r->expose[i], e)) return -1;
+	if (r->decision.workdir && callers(root, &r->work, e)) return -1;
+	if (set_flags(root, MOUNT_ATTR_RDONLY, 0, 0, false)) return fail(e, "cannot close", "/");
 	/* pivot_root(".", "."): the old root lands on top of the new one and is taken off (pivot_root(2), NOTES). */
 	if (fchdir(root) || syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/"))
 		return fail(e, "cannot change to", "the new root");

@@ -1,14 +1,4 @@
 /* The whole of a run, in order; docs/architecture.md section 3 draws it. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <signal.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
 #ifndef NW_GUARD
@@ -33,11 +23,9 @@ static int read_guard(struct nw_run *r, struct nw_err *e)
 	char *text;
 
 	for (char **v = r->caller.env; !r->launcher->privileged && *v; v++)
-		if (strncmp(*v, "NODEWRAP_GUARD=/", 16) == 0)
-			path = *v + 15;
+		if (strncmp(*v, "NODEWRAP_GUARD=/", 16) == 0) path = *v + 15;
 	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
-	if (!text)
-		return -1;
+	if (!text) return -1;
 	int bad = nw_guard_parse(text, len, &r->guard, e);
 	free(text);
 	if (bad) {
@@ -47,7 +35,8 @@ static int read_guard(struct nw_run *r, struct nw_err *e)
 		return nw_fail(e, e->exit, e->code, "%s: %.300s", path, why);
 	}
 	if (strcmp(r->guard.launcher, r->launcher->name))
-		return nw_fail(e, NW_INTERNAL, "NW-LAUNCHER", "this is the %s launcher, %s names \"%s\"; call that one or change the guard", r->launcher->name, path, r->guard.launcher);
+		return nw_fail(e, NW_INTERNAL, "NW-LAUNCHER", "this is the %s launcher, %s names \"%s\"; call that one or change the guard",
+			r->launcher->name, path, r->guard.launcher);
 	if (!nw_in_ranges(&r->guard.caller_uid, r->caller.uid) && !(r->caller.uid == 0 && !r->launcher->privileged))
 		return nw_fail(e, NW_DENIED, "NW-CALLER", "uid %u may not call nodewrap; see caller-uid in %s", r->caller.uid, path);
 	return 0;
@@ -62,8 +51,7 @@ static int read_profile(struct nw_run *r, struct nw_err *e)
 
 	snprintf(path, sizeof path, "%s/profiles", r->guard.policy);
 	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
-	if (!text)
-		return -1;
+	if (!text) return -1;
 	bad = nw_profile_parse(text, len, r->decision.profile, &r->profile, e);
 	free(text);
 	return bad;
@@ -75,8 +63,7 @@ static int check(struct nw_run *r, struct nw_err *e)
 	struct nw_decision *d = &r->decision;
 	int fd = d->status_fd;
 
-	if (nw_decision_check(d, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e))
-		return -1;
+	if (nw_decision_check(d, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e)) return -1;
 	if (fd > 2 && (fd >= NW_STATUS_FDS || !(r->caller.open[fd / 64] & 1ull << fd % 64))) {
 		d->status_fd = -1;
 		return nw_fail(e, NW_USAGE, "NW-STATUS-FD", "--status-fd %d: not an open descriptor below %d", fd, NW_STATUS_FDS);
@@ -91,13 +78,10 @@ static int answer(struct nw_run *r, struct nw_err *e)
 	struct nw_decision *d = &r->decision;
 	struct nw_err lost;
 
-	if (d->verdict == NW_PERMIT)
-		return -1;
-	if (d->verdict == NW_SAY)
-		return nwp_write_all(1, d->text ? d->text : "", d->text ? strlen(d->text) : 0) ? NW_INTERNAL : d->exit;
+	if (d->verdict == NW_PERMIT) return -1;
+	if (d->verdict == NW_SAY) return nwp_write_all(1, d->text ? d->text : "", d->text ? strlen(d->text) : 0) ? NW_INTERNAL : d->exit;
 	nw_fail(e, exits[d->verdict], d->code && d->code[0] ? d->code : "NW-DENIED", "%s", d->text ? d->text : "denied");
-	if (nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost))
-		tell(&lost);
+	if (nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost)) tell(&lost);
 	tell(e);
 	nwp_status(r, "refused", e, e->exit);
 	return e->exit;
@@ -105,15 +89,14 @@ static int answer(struct nw_run *r, struct nw_err *e)
 
 static int start(struct nw_run *r, struct nw_err *e)
 {
-	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e)
-	    || nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e)))
+	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) ||
+		nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e)))
 		return -1;
-	if (nwp_record(r, "start", NULL, true, e))      /* I6: durable, or nothing is executed */
+	if (nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
 		return -1;
 	nwp_glexec_syslog(r);
 	r->start_mono_ms = nwp_now_ms();
-	if (nwp_go(r, e))
-		return -1;
+	if (nwp_go(r, e)) return -1;
 	nwp_status(r, "started", NULL, -1);
 	return 0;
 }
@@ -125,18 +108,14 @@ static bool finish(struct nw_run *r, bool started)
 	bool ok = true;
 
 	nwp_end_processes(r);
-	if (r->lease_fd >= 0)
-		nwp_hand_back(r);
+	if (r->lease_fd >= 0) nwp_hand_back(r);
 	if (r->started_us) {
 		ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-		if (started && r->work.fd >= 0)
-			ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+		if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 		ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	}
-	if (!ok)
-		tell(&lost);
-	if (r->left == 0)
-		nwp_lease_release(r);
+	if (!ok) tell(&lost);
+	if (r->left == 0) nwp_lease_release(r);
 	return ok && r->left == 0;
 }
 
@@ -151,8 +130,7 @@ static int refuse(struct nw_run *r, const struct nw_err *e)
 {
 	struct nw_err lost;
 
-	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->code, "NW-AUDIT"))
-		tell(&lost);
+	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->code, "NW-AUDIT")) tell(&lost);
 	tell(e);
 	r->ended = false;
 	nwp_status(r, "refused", e, e->exit);
@@ -169,27 +147,23 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv)
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
 	r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
-	for (int i = 0; i < NW_EXPOSE; i++)
-		r->expose[i].fd = r->expose[i].mnt = -1;
-	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e))
-		return refuse(r, &e);
-	if ((code = answer(r, &e)) >= 0)
-		return code;
+	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
+	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e)) return refuse(r, &e);
+	if ((code = answer(r, &e)) >= 0) return code;
 	if (start(r, &e)) {
 		finish(r, false);
 		return refuse(r, &e);
 	}
 	nwp_supervise(r);
 	bool clean = finish(r, true);
-	if (!r->ended)
-		nw_fail(&e, NW_INTERNAL, "NW-INIT", "init was killed from outside; the payload's own end is not known");
+	if (!r->ended) nw_fail(&e, NW_INTERNAL, "NW-INIT", "init was killed from outside; the payload's own end is not known");
 	else if (!clean)
-		nw_fail(&e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s", r->run);
-	if (!r->ended && r->why)        /* we killed it ourselves: by the wall limit, or because the pilot died */
+		nw_fail(&e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
+			r->run);
+	if (!r->ended && r->why) /* we killed it ourselves: by the wall limit, or because the pilot died */
 		r->status = SIGKILL, r->ended = true, e.exit = clean ? 0 : e.exit;
 	code = e.exit ? e.exit : exit_code(r);
-	if (e.exit)
-		tell(&e);
+	if (e.exit) tell(&e);
 	nwp_status(r, "exited", e.exit ? &e : NULL, code);
 	return code;
 }

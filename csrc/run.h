@@ -2,11 +2,51 @@
 #ifndef NW_RUN_H
 #define NW_RUN_H
 
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <limits.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/filter.h>
+#include <linux/keyctl.h>
+#include <linux/landlock.h>
+#include <linux/magic.h>
+#include <linux/openat2.h>
+#include <linux/sched.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <spawn.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/fsuid.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/types.h>
+#include <sys/un.h>
+#include <sys/utsname.h>
+#include <sys/vfs.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "decision.h"
 #include "err.h"
@@ -16,24 +56,24 @@
 
 struct nw_launcher {
 	const char *name;
-	bool privileged;        /* real root in the initial user namespace */
+	bool privileged; /* real root in the initial user namespace */
 };
 
 #define NW_CALLER_GROUPS 1024
-#define NW_STATUS_FDS 256       /* --status-fd must lie below */
+#define NW_STATUS_FDS 256 /* --status-fd must lie below */
 
 struct nw_caller {
 	uid_t uid;
 	gid_t gid, group[NW_CALLER_GROUPS];
 	int groups;
 	pid_t ppid;
-	int parent;                     /* pidfd of the pilot, or -1 when it has none we can see */
+	int parent; /* pidfd of the pilot, or -1 when it has none we can see */
 	mode_t umask;
 	char cwd[4096];
 	int argc, envc;
 	char **argv, **env;
 	struct rlimit limit[RLIM_NLIMITS];
-	uint64_t open[NW_STATUS_FDS / 64];      /* which descriptors the caller gave us */
+	uint64_t open[NW_STATUS_FDS / 64]; /* which descriptors the caller gave us */
 };
 
 /* Who the payload is, as the kernel sees it outside (uid, gid) and as it sees itself (inside_*). */
@@ -42,18 +82,18 @@ struct nw_identity {
 	gid_t gid;
 	uid_t inside_uid;
 	gid_t inside_gid;
-	uint32_t block;                 /* ids in the leased block, first is "first" */
+	uint32_t block; /* ids in the leased block, first is "first" */
 	uint32_t first;
-	const struct nw_account *account;       /* mode switch */
-	int lock;                       /* lease of the id, -1 when shared */
+	const struct nw_account *account; /* mode switch */
+	int lock;                         /* lease of the id, -1 when shared */
 };
 
 enum nw_handover { NW_PLAIN, NW_IDMAP, NW_CHOWN };
 
 struct nw_dir {
 	const char *path;
-	int fd;                         /* O_PATH, opened as the caller; -1: none */
-	int mnt;                        /* detached mount of it (privileged launchers), or -1 */
+	int fd;  /* O_PATH, opened as the caller; -1: none */
+	int mnt; /* detached mount of it (privileged launchers), or -1 */
 	dev_t dev;
 	ino_t ino;
 };
@@ -74,29 +114,29 @@ struct nw_run {
 	struct nw_decision decision;
 	struct nw_identity id;
 	struct nw_dir work, expose[NW_EXPOSE];
-	enum nw_handover how;           /* of the work directory */
+	enum nw_handover how; /* of the work directory */
 	char run[37], boot[37], host[65];
 	char lease[NW_PATH + 64];
 	int lease_fd;
-	char cgroup[NW_PATH * 3];       /* the run's own group, "" when there is none */
+	char cgroup[NW_PATH * 3]; /* the run's own group, "" when there is none */
 	int cgroup_fd;
-	pid_t init, payload;            /* as seen from outside */
-	int init_fd, payload_fd;        /* pidfds */
+	pid_t init, payload;     /* as seen from outside */
+	int init_fd, payload_fd; /* pidfds */
 	int init_sock, payload_sock;
-	int userns;                     /* the payload's user namespace (userns launcher), or -1 */
-	int std[3];                     /* what the payload gets as 0-2 */
+	int userns; /* the payload's user namespace (userns launcher), or -1 */
+	int std[3]; /* what the payload gets as 0-2 */
 	bool loginuid, keyring;
 	const char *degrade[NW_DEGRADES];
 	int degrades;
 	uint64_t started_us, start_mono_ms;
-	bool unrecorded;                /* audit failed and policy lets the run go on */
+	bool unrecorded; /* audit failed and policy lets the run go on */
 	/* how it ended */
 	bool ended;
-	int status, killed;             /* wait status; processes that the end of the namespace killed */
-	const char *why;                /* "exit", "wall", "pilot", "signal", "init" */
+	int status, killed; /* wait status; processes that the end of the namespace killed */
+	const char *why;    /* "exit", "wall", "pilot", "signal", "init" */
 	struct rusage usage;
 	uint64_t end_mono_ms;
-	int left;                       /* processes that could not be ended: 0, or cleanup failed */
+	int left; /* processes that could not be ended: 0, or cleanup failed */
 	struct nw_tally tally;
 };
 
@@ -142,9 +182,9 @@ int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
 /* What init and payload tell the launcher, over SOCK_SEQPACKET pairs. */
 enum nw_news { NW_NEWS_ERROR = 1, NW_NEWS_MAP, NW_NEWS_READY, NW_NEWS_EXIT };
 struct nw_msg {
-	int what, status, killed;       /* EXIT: wait status, processes still there */
-	bool loginuid, keyring;         /* READY */
-	struct nw_err err;              /* ERROR */
+	int what, status, killed; /* EXIT: wait status, processes still there */
+	bool loginuid, keyring;   /* READY */
+	struct nw_err err;        /* ERROR */
 };
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
 
@@ -165,10 +205,10 @@ void nwp_end_processes(struct nw_run *r);
 void nwp_hand_back(struct nw_run *r);
 int nwp_sweep_uid(uid_t uid, gid_t gid);
 struct nw_walk {
-	const char *top;                /* absolute path of the tree, for links that name it */
-	bool neutralise;                /* remove what leads out, strip setuid bits */
+	const char *top; /* absolute path of the tree, for links that name it */
+	bool neutralise; /* remove what leads out, strip setuid bits */
 	bool chown;
-	uid_t first, last, to_uid;      /* chown what belongs to first..last */
+	uid_t first, last, to_uid; /* chown what belongs to first..last */
 	gid_t to_gid;
 };
 void nwp_tree(int root, const struct nw_walk *w, struct nw_tally *t);

@@ -1,20 +1,9 @@
 /* Step 7: watch the payload, its limits, the pilot, and carry what could not be handed over as it was. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
-#include <signal.h>
-#include <string.h>
-#include <sys/signalfd.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/sysmacros.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
-struct relay { int from, to; };         /* from -1: done */
+struct relay {
+	int from, to;
+}; /* from -1: done */
 
 static struct relay relays[3];
 
@@ -29,11 +18,9 @@ static int relay(struct nw_run *r, int fd)
 {
 	int p[2], mine = fd == 0 ? 1 : 0;
 
-	if (pipe2(p, O_CLOEXEC))
-		return -1;
+	if (pipe2(p, O_CLOEXEC)) return -1;
 	/* The payload may open /dev/stdout again: its own pipe is its own. */
-	if (r->launcher->privileged && (fchown(p[0], r->id.uid, r->id.gid) || fchown(p[1], r->id.uid, r->id.gid)))
-		return -1;
+	if (r->launcher->privileged && (fchown(p[0], r->id.uid, r->id.gid) || fchown(p[1], r->id.uid, r->id.gid))) return -1;
 	r->std[fd] = p[!mine];
 	relays[fd] = fd == 0 ? (struct relay){ 0, p[1] } : (struct relay){ p[0], fd };
 	return fcntl(p[mine], F_SETFL, fd == 0 ? O_NONBLOCK : 0);
@@ -46,13 +33,10 @@ int nwp_relay_open(struct nw_run *r)
 	for (int fd = 0; fd < 3; fd++) {
 		relays[fd] = (struct relay){ -1, -1 };
 		r->std[fd] = fd;
-		if (harmless(fd, &st) || !(r->profile.namespaces & NW_NS_MOUNT))
-			continue;
+		if (harmless(fd, &st) || !(r->profile.namespaces & NW_NS_MOUNT)) continue;
 		/* stdout and stderr on one file: one pipe, so that the order of lines stays */
-		if (fd == 2 && r->std[1] != 1 && fstat(1, &out) == 0 && out.st_dev == st.st_dev && out.st_ino == st.st_ino)
-			r->std[2] = r->std[1];
-		else if (relay(r, fd))
-			return -1;
+		if (fd == 2 && r->std[1] != 1 && fstat(1, &out) == 0 && out.st_dev == st.st_dev && out.st_ino == st.st_ino) r->std[2] = r->std[1];
+		else if (relay(r, fd)) return -1;
 	}
 	return 0;
 }
@@ -60,16 +44,13 @@ int nwp_relay_open(struct nw_run *r)
 static void close_payload_ends(struct nw_run *r)
 {
 	for (int fd = 0; fd < 3; fd++)
-		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1]))
-			close(r->std[fd]);
+		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
 }
 
 static void stop_relay(struct relay *x)
 {
-	if (x->from > 2)
-		close(x->from);
-	if (x->to > 2)
-		close(x->to);           /* the payload sees the end of its stdin */
+	if (x->from > 2) close(x->from);
+	if (x->to > 2) close(x->to); /* the payload sees the end of its stdin */
 	x->from = x->to = -1;
 }
 
@@ -79,45 +60,40 @@ static void carry_out(struct relay *x)
 	char buffer[65536];
 	ssize_t n = read(x->from, buffer, sizeof buffer);
 
-	if (n < 0 && errno == EINTR)
-		return;
-	if (n <= 0 || nwp_write_all(x->to, buffer, (size_t)n))
-		stop_relay(x);          /* nobody takes it: the payload gets SIGPIPE, as it would have */
+	if (n < 0 && errno == EINTR) return;
+	if (n <= 0 || nwp_write_all(x->to, buffer, (size_t)n)) stop_relay(x); /* nobody takes it: the payload gets SIGPIPE, as it would have */
 }
 
 /* Input goes on only as fast as the payload reads: what its pipe did not take is held. */
-static struct { char bytes[65536]; size_t at, n; } held;
+static struct {
+	char bytes[65536];
+	size_t at, n;
+} held;
 
 static void carry_in(struct relay *x)
 {
 	ssize_t n = held.n ? 1 : read(x->from, held.bytes, sizeof held.bytes);
 
-	if (n < 0 && (errno == EINTR || errno == EAGAIN))
-		return;
+	if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
 	if (n <= 0) {
 		stop_relay(x);
 		return;
 	}
-	if (!held.n)
-		held.n = (size_t)n, held.at = 0;
+	if (!held.n) held.n = (size_t)n, held.at = 0;
 	n = write(x->to, held.bytes + held.at, held.n);
-	if (n < 0 && errno != EAGAIN && errno != EINTR)
-		stop_relay(x);
-	if (n > 0)
-		held.at += (size_t)n, held.n -= (size_t)n;
+	if (n < 0 && errno != EAGAIN && errno != EINTR) stop_relay(x);
+	if (n > 0) held.at += (size_t)n, held.n -= (size_t)n;
 }
 
 static void signal_payload(struct nw_run *r, int sig)
 {
-	nwp_pidfd_signal(r->payload_fd, sig);   /* ESRCH: it has just ended, which is about to be told */
+	nwp_pidfd_signal(r->payload_fd, sig); /* ESRCH: it has just ended, which is about to be told */
 }
 
 static void kill_all(struct nw_run *r, const char *why)
 {
-	if (!r->why)
-		r->why = why;
-	if (nwp_pidfd_signal(r->init_fd, SIGKILL))
-		return;                 /* already gone */
+	if (!r->why) r->why = why;
+	if (nwp_pidfd_signal(r->init_fd, SIGKILL)) return; /* already gone */
 	signal_payload(r, SIGKILL);
 }
 
@@ -126,18 +102,19 @@ static void forward(struct nw_run *r, int fd)
 {
 	struct signalfd_siginfo s;
 
-	if (read(fd, &s, sizeof s) != sizeof s)
-		return;
+	if (read(fd, &s, sizeof s) != sizeof s) return;
 	switch (s.ssi_signo) {
-	case SIGCHLD: case SIGPIPE: case SIGXFSZ: case SIGTTIN: case SIGTTOU:
-		return;
+	case SIGCHLD:
+	case SIGPIPE:
+	case SIGXFSZ:
+	case SIGTTIN:
+	case SIGTTOU: return;
 	case SIGTSTP:
 		signal_payload(r, SIGSTOP);
 		raise(SIGSTOP);
 		signal_payload(r, SIGCONT);
 		return;
-	default:
-		signal_payload(r, (int)s.ssi_signo);
+	default: signal_payload(r, (int)s.ssi_signo);
 	}
 }
 
@@ -150,7 +127,7 @@ static void take_end(struct nw_run *r)
 		r->killed = m.killed;
 		r->ended = true;
 	}
-	nwp_close(&r->init_sock);       /* read, or init died without a word */
+	nwp_close(&r->init_sock); /* read, or init died without a word */
 }
 
 static int open_signals(void)
@@ -175,7 +152,7 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill)
 	if (now >= *wall) {
 		r->why = "wall";
 		signal_payload(r, SIGTERM);
-		signal_payload(r, SIGCONT);     /* a stopped payload could not heed it */
+		signal_payload(r, SIGCONT); /* a stopped payload could not heed it */
 		*wall = UINT64_MAX;
 		*kill = now + r->decision.grace_ms;
 	}
@@ -189,8 +166,7 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill)
 static void drain(void)
 {
 	for (int i = 1; i < 3; i++)
-		while (relays[i].from >= 0)
-			carry_out(&relays[i]);
+		while (relays[i].from >= 0) carry_out(&relays[i]);
 	stop_relay(&relays[0]);
 }
 
@@ -205,21 +181,16 @@ void nwp_supervise(struct nw_run *r)
 		struct pollfd p[6] = { { signals, POLLIN, 0 }, { r->init_sock, POLLIN, 0 }, { pilot, POLLIN, 0 } };
 
 		p[3] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
-		for (int i = 1; i < 3; i++)
-			p[3 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
-		if (poll(p, 6, timeout(wall, kill)) < 0 && errno != EINTR)
-			kill_all(r, "error");
-		if (p[0].revents)
-			forward(r, signals);
+		for (int i = 1; i < 3; i++) p[3 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
+		if (poll(p, 6, timeout(wall, kill)) < 0 && errno != EINTR) kill_all(r, "error");
+		if (p[0].revents) forward(r, signals);
 		for (int i = 0; i < 3; i++)
-			if (p[3 + i].revents && relays[i].from >= 0)
-				(i ? carry_out : carry_in)(&relays[i]);
+			if (p[3 + i].revents && relays[i].from >= 0) (i ? carry_out : carry_in)(&relays[i]);
 		if (p[2].revents) {
 			kill_all(r, "pilot");
 			pilot = -1;
 		}
-		if (p[1].revents)
-			take_end(r);
+		if (p[1].revents) take_end(r);
 		check_time(r, &wall, &kill);
 	}
 	r->end_mono_ms = nwp_now_ms();

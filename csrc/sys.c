@@ -1,13 +1,4 @@
 /* Small wrappers without policy: time, descriptors, calls that libc lacks. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/openat2.h>
-#include <string.h>
-#include <sys/syscall.h>
-#include <time.h>
-#include <unistd.h>
-
 #include "run.h"
 
 /* CLOCK_BOOTTIME: limits go on while the machine is suspended and do not follow a stepped wall clock. */
@@ -29,8 +20,7 @@ uint64_t nwp_realtime_us(void)
 
 void nwp_close(int *fd)
 {
-	if (*fd >= 0)
-		close(*fd);
+	if (*fd >= 0) close(*fd);
 	*fd = -1;
 }
 
@@ -39,10 +29,8 @@ int nwp_write_all(int fd, const void *p, size_t n)
 	for (const char *s = p; n > 0;) {
 		ssize_t w = write(fd, s, n);
 
-		if (w < 0 && errno == EINTR)
-			continue;
-		if (w <= 0)
-			return -1;
+		if (w < 0 && errno == EINTR) continue;
+		if (w <= 0) return -1;
 		s += w;
 		n -= (size_t)w;
 	}
@@ -55,8 +43,7 @@ int nwp_write_file(const char *path, const char *text)
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	ssize_t w;
 
-	if (fd < 0)
-		return -1;
+	if (fd < 0) return -1;
 	w = write(fd, text, strlen(text));
 	close(fd);
 	return w == (ssize_t)strlen(text) ? 0 : -1;

@@ -1,21 +1,20 @@
 /* Walk a tree that a hostile payload made, by descriptor: any depth, any name, no link followed, no mount crossed. What goes back to
  * the pilot must not lead out of it (I19) or carry rights (I18). Nobody writes to it any more; the walk runs with its owner's rights. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/openat2.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-
 #include "run.h"
 
-struct level { dev_t dev; ino_t ino; off_t next; };     /* where to go on in a directory that was left for one below */
+struct level {
+	dev_t dev;
+	ino_t ino;
+	off_t next;
+}; /* where to go on in a directory that was left for one below */
 
-struct entry { uint64_t ino; int64_t next; unsigned short len; unsigned char type; char name[]; };     /* struct linux_dirent64 */
+struct entry {
+	uint64_t ino;
+	int64_t next;
+	unsigned short len;
+	unsigned char type;
+	char name[];
+}; /* struct linux_dirent64 */
 
 struct walk {
 	const struct nw_walk *want;
@@ -28,8 +27,7 @@ static void left(struct walk *w, const char *name)
 {
 	struct nw_tally *t = w->tally;
 
-	if (t->left < 4)
-		snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
+	if (t->left < 4) snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
 	t->left++;
 }
 
@@ -40,37 +38,29 @@ static bool stays_inside(const struct walk *w, const char *to)
 	size_t n = strlen(w->want->top), up = 0;
 
 	if (to[0] == '/') {
-		if (strncmp(to, w->want->top, n) || (to[n] && to[n] != '/'))
-			return false;
+		if (strncmp(to, w->want->top, n) || (to[n] && to[n] != '/')) return false;
 		to += n;
 	} else {
-		for (; strncmp(to, "..", 2) == 0 && (to[2] == '/' || !to[2]); to += to[2] ? 3 : 2)
-			up++;
+		for (; strncmp(to, "..", 2) == 0 && (to[2] == '/' || !to[2]); to += to[2] ? 3 : 2) up++;
 	}
-	if (up > w->depth)
-		return false;
+	if (up > w->depth) return false;
 	for (const char *p = to; (p = strstr(p, "..")); p += 2)
-		if ((p == to || p[-1] == '/') && (p[2] == '/' || !p[2]))
-			return false;
+		if ((p == to || p[-1] == '/') && (p[2] == '/' || !p[2])) return false;
 	return true;
 }
 
 static void drop(struct walk *w, int dir, const char *name, uint64_t *count)
 {
-	if (unlinkat(dir, name, 0))
-		left(w, name);
-	else
-		++*count;
+	if (unlinkat(dir, name, 0)) left(w, name);
+	else ++*count;
 }
 
 static void give(struct walk *w, int dir, const char *name, const struct stat *st)
 {
 	const struct nw_walk *x = w->want;
 
-	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last)
-		return;
-	if (fchownat(dir, name, x->to_uid, x->to_gid, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH)))
-		left(w, *name ? name : ".");
+	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
+	if (fchownat(dir, name, x->to_uid, x->to_gid, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH))) left(w, *name ? name : ".");
 }
 
 static void file(struct walk *w, int dir, const char *name, struct stat *st)
@@ -83,17 +73,15 @@ static void file(struct walk *w, int dir, const char *name, struct stat *st)
 		if (S_ISLNK(st->st_mode)) {
 			n = readlinkat(dir, name, to, sizeof to - 1);
 			to[n > 0 ? n : 0] = 0;
-			if (n < 0 || !stays_inside(w, to))
-				return drop(w, dir, name, &t->symlinks);
+			if (n < 0 || !stays_inside(w, to)) return drop(w, dir, name, &t->symlinks);
 		} else if (!S_ISREG(st->st_mode)) {
 			return drop(w, dir, name, &t->special);
 		} else if (st->st_mode & (S_ISUID | S_ISGID)) {
-			if (fchmodat(dir, name, st->st_mode & 0777, 0))
-				left(w, name);
-			else
-				t->suid++;
+			if (fchmodat(dir, name, st->st_mode & 0777, 0)) left(w, name);
+			else t->suid++;
 		}
-		if (S_ISREG(st->st_mode) && st->st_nlink > 1 && w->want->chown && (st->st_uid < w->want->first || st->st_uid > w->want->last) && st->st_uid != w->want->to_uid)
+		if (S_ISREG(st->st_mode) && st->st_nlink > 1 && w->want->chown && (st->st_uid < w->want->first || st->st_uid > w->want->last) &&
+			st->st_uid != w->want->to_uid)
 			return drop(w, dir, name, &t->foreign);
 	}
 	give(w, dir, name, st);
@@ -104,8 +92,7 @@ static int push(struct walk *w, const struct stat *st)
 	if (w->depth == w->room) {
 		struct level *more = realloc(w->stack, (w->room + 1024) * sizeof *more);
 
-		if (!more)
-			return -1;
+		if (!more) return -1;
 		w->stack = more;
 		w->room += 1024;
 	}
@@ -138,8 +125,7 @@ static int leave(struct walk *w, int dir)
 	struct level *l;
 	struct stat st;
 
-	if (fstat(dir, &st) == 0)
-		give(w, dir, "", &st);
+	if (fstat(dir, &st) == 0) give(w, dir, "", &st);
 	close(dir);
 	w->depth--;
 	l = &w->stack[w->depth - 1];
@@ -164,8 +150,7 @@ static int rest_of(struct walk *w, int dir)
 
 			at += x->len;
 			w->stack[w->depth - 1].next = x->next;
-			if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0)
-				continue;
+			if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0) continue;
 			w->tally->entries++;
 			if (fstatat(dir, x->name, &st, AT_SYMLINK_NOFOLLOW)) {
 				left(w, x->name);
@@ -176,13 +161,10 @@ static int rest_of(struct walk *w, int dir)
 				return below;
 			}
 		}
-	if (n < 0)
-		left(w, ".");
-	if (w->depth > 1)
-		return leave(w, dir);
+	if (n < 0) left(w, ".");
+	if (w->depth > 1) return leave(w, dir);
 	struct stat st;
-	if (fstat(dir, &st) == 0)
-		give(w, dir, "", &st);
+	if (fstat(dir, &st) == 0) give(w, dir, "", &st);
 	close(dir);
 	return -1;
 }
@@ -197,7 +179,6 @@ void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t)
 		left(&w, ".");
 		nwp_close(&dir);
 	}
-	while (dir >= 0)
-		dir = rest_of(&w, dir);
+	while (dir >= 0) dir = rest_of(&w, dir);
 	free(w.stack);
 }

@@ -7,28 +7,23 @@ static uint64_t get_le(const unsigned char *p, int bytes)
 {
 	uint64_t v = 0;
 
-	for (int i = bytes - 1; i >= 0; i--)
-		v = v << 8 | p[i];
+	for (int i = bytes - 1; i >= 0; i--) v = v << 8 | p[i];
 	return v;
 }
 
 static void set_le(unsigned char *p, uint64_t v, int bytes)
 {
-	for (int i = 0; i < bytes; i++, v >>= 8)
-		p[i] = (unsigned char)v;
+	for (int i = 0; i < bytes; i++, v >>= 8) p[i] = (unsigned char)v;
 }
 
 int nw_next(struct nw_reader *r, struct nw_field *f)
 {
 	size_t left = (size_t)(r->end - r->p), len;
 
-	if (left == 0)
-		return 0;
-	if (left < NW_FIELD_HEADER)
-		return -1;
+	if (left == 0) return 0;
+	if (left < NW_FIELD_HEADER) return -1;
 	len = (size_t)get_le(r->p + 2, 4);
-	if (len > left - NW_FIELD_HEADER)
-		return -1;
+	if (len > left - NW_FIELD_HEADER) return -1;
 	f->tag = (unsigned)get_le(r->p, 2);
 	f->value = r->p + NW_FIELD_HEADER;
 	f->len = len;
@@ -38,8 +33,7 @@ int nw_next(struct nw_reader *r, struct nw_field *f)
 
 int nw_int(const struct nw_field *f, uint64_t *v)
 {
-	if (f->len != 8)
-		return -1;
+	if (f->len != 8) return -1;
 	*v = get_le(f->value, 8);
 	return 0;
 }
@@ -64,8 +58,7 @@ static unsigned char *grow(struct nw_buf *b, size_t more)
 		b->failed = true;
 		return NULL;
 	}
-	while (cap < b->len + more)
-		cap *= 2;
+	while (cap < b->len + more) cap *= 2;
 	if (cap != b->cap) {
 		data = realloc(b->data, cap);
 		if (!data) {
@@ -83,12 +76,10 @@ void nw_put_bytes(struct nw_buf *b, unsigned tag, const void *value, size_t len)
 {
 	unsigned char *p = grow(b, NW_FIELD_HEADER + len);
 
-	if (!p)
-		return;
+	if (!p) return;
 	set_le(p, tag, 2);
 	set_le(p + 2, len, 4);
-	if (len)
-		memcpy(p + NW_FIELD_HEADER, value, len);
+	if (len) memcpy(p + NW_FIELD_HEADER, value, len);
 }
 
 void nw_put_string(struct nw_buf *b, unsigned tag, const char *s)
@@ -113,8 +104,7 @@ void nw_frame_begin(struct nw_buf *b, size_t max)
 
 int nw_frame_end(struct nw_buf *b, enum nw_frame type)
 {
-	if (b->failed)
-		return -1;
+	if (b->failed) return -1;
 	set_le(b->data, b->len - NW_FRAME_HEADER, 4);
 	set_le(b->data + 4, type, 4);
 	return 0;

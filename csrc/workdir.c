@@ -1,19 +1,5 @@
 /* The caller's directories: the work directory becomes the payload's by an idmapped mount where kernel and file system can
  * (mount_setattr(2): on disk everything stays the pilot's, nothing to hand back), else by chown there and back. */
-#define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <linux/openat2.h>
-#include <sched.h>
-#include <signal.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/mount.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
 #include "run.h"
 
 static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e)
@@ -21,16 +7,14 @@ static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct
 	struct stat st;
 
 	d->path = path;
-	if (!path)
-		return 0;
-	if (nwp_as_caller(r, true) == 0)
-		d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
+	if (!path) return 0;
+	if (nwp_as_caller(r, true) == 0) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	int err = errno;
 	nwp_as_caller(r, false);
-	if (d->fd < 0)
-		return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
+	if (d->fd < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
 	if (fstat(d->fd, &st) || st.st_uid != r->caller.uid)
-		return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", path, st.st_uid);
+		return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", path,
+			st.st_uid);
 	d->dev = st.st_dev;
 	d->ino = st.st_ino;
 	return 0;
@@ -38,11 +22,9 @@ static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct
 
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e)
 {
-	if (open_dir(r, &r->work, r->decision.workdir, e))
-		return -1;
+	if (open_dir(r, &r->work, r->decision.workdir, e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
-		if (open_dir(r, &r->expose[i], r->decision.expose[i], e))
-			return -1;
+		if (open_dir(r, &r->expose[i], r->decision.expose[i], e)) return -1;
 	return 0;
 }
 
@@ -54,10 +36,8 @@ static int idmap_namespace(struct nw_run *r)
 	int fd = -1;
 
 	if (p == 0)
-		for (;;)
-			pause();
-	if (p < 0)
-		return -1;
+		for (;;) pause();
+	if (p < 0) return -1;
 	snprintf(path, sizeof path, "/proc/%d/uid_map", (int)p);
 	snprintf(map, sizeof map, "%u %u 1", r->caller.uid, r->id.uid);
 	bool ok = nwp_write_file(path, map) == 0;
@@ -78,8 +58,7 @@ static int idmap(struct nw_run *r, int mnt)
 	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP };
 	int fd = idmap_namespace(r), bad;
 
-	if (fd < 0)
-		return -1;
+	if (fd < 0) return -1;
 	a.userns_fd = (uint64_t)fd;
 	bad = mount_setattr(mnt, "", AT_EMPTY_PATH, &a, sizeof a);
 	close(fd);
@@ -97,14 +76,10 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
 	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT;
 
 	for (int i = 0; mounts && i < r->decision.exposes; i++)
-		if (detach(&r->expose[i], e))
-			return -1;
-	if (r->work.fd < 0)
-		return 0;
-	if (mounts && detach(&r->work, e))
-		return -1;
-	if (r->id.uid == r->caller.uid)
-		return 0;
+		if (detach(&r->expose[i], e)) return -1;
+	if (r->work.fd < 0) return 0;
+	if (mounts && detach(&r->work, e)) return -1;
+	if (r->id.uid == r->caller.uid) return 0;
 	if (mounts && idmap(r, r->work.mnt) == 0) {
 		r->how = NW_IDMAP;
 		return 0;
@@ -129,13 +104,10 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, in
 	w.last = to_payload ? pilot : last;
 	w.to_uid = to_payload ? (inside ? id->inside_uid : id->uid) : pilot;
 	w.to_gid = to_payload ? (inside ? id->inside_gid : id->gid) : inside ? 0 : r->caller.gid;
-	if (inside && setns(r->userns, CLONE_NEWUSER))
-		_exit(1);
-	if (r->how != NW_CHOWN)
-		owner = r->caller.uid;  /* idmapped or unchanged: on disk all of it is the pilot's */
+	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
+	if (r->how != NW_CHOWN) owner = r->caller.uid; /* idmapped or unchanged: on disk all of it is the pilot's */
 	gid_t group = owner == pilot ? (inside ? 0 : r->caller.gid) : inside ? id->inside_gid : id->gid;
-	if ((r->launcher->privileged || inside) && nwp_keep_chown(owner, group, w.chown))
-		_exit(2);
+	if ((r->launcher->privileged || inside) && nwp_keep_chown(owner, group, w.chown)) _exit(2);
 	nwp_tree(r->work.fd, &w, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
@@ -146,20 +118,16 @@ int nwp_chown_work(struct nw_run *r, bool to_payload)
 	int fd[2], status = 0;
 	pid_t p;
 
-	if (r->work.fd < 0 || (to_payload && r->how != NW_CHOWN))
-		return 0;
-	if (pipe2(fd, O_CLOEXEC))
-		return -1;
+	if (r->work.fd < 0 || (to_payload && r->how != NW_CHOWN)) return 0;
+	if (pipe2(fd, O_CLOEXEC)) return -1;
 	p = fork();
-	if (p == 0)
-		walk(r, to_payload, fd[1]);
+	if (p == 0) walk(r, to_payload, fd[1]);
 	close(fd[1]);
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
 	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
 		;
-	if (!whole || status)
-		return -1;
+	if (!whole || status) return -1;
 	r->tally = t;
 	return 0;
 }
