@@ -144,16 +144,9 @@ def _cgroup(node: Node) -> Finding:
     if not place:
         return Finding(None, "the guard names no cgroup directory", f"put 'cgroup DIR' into {_paths.GUARD} (mount -t cgroup2 if nothing is mounted)")
     own = f"{place}{_own_cgroup()}"
-    group = f"{own.rstrip('/')}/nodewrap-doctor.{os.getpid()}"
-    try:
-        os.mkdir(group)
-    except OSError as wrong:
-        return Finding(False, f"{own}: {wrong.strerror}")
-    try:
-        lacking = "" if os.path.exists(f"{group}/cgroup.kill") else "no cgroup.kill (Linux 5.14)"
-        return Finding(not lacking, f"{own}: {lacking or 'writable; controllers: ' + (_text(own + '/cgroup.controllers') or 'none')}")
-    finally:
-        os.rmdir(group)
+    who = _as_caller(node) if node.guard and node.guard.launcher == "userns" else (-1, -1)
+    problem = probe.attempt(probe.try_cgroup(own), *who)
+    return Finding(not problem, f"{own}: {problem or 'writable; controllers: ' + (_text(own + '/cgroup.controllers') or 'none')}")
 
 
 def _own_cgroup() -> str:
@@ -270,16 +263,16 @@ def _directory(pick: Callable[[Node], str], space: int) -> Callable[[Node], Find
     """A directory of ours: there, trusted, writable for who writes it, and with so many bytes free."""
 
     def look(node: Node) -> Finding:
-        path = pick(node)
-        if not os.path.isdir(path):
-            return Finding(False, f"{path or 'no guard'}: no such directory", "make install creates it")
-        problem = distrust(path, node.caller[0] if node.guard and node.guard.launcher == "userns" else 0)
+        if not node.guard:
+            return Finding(False, "no guard")
+        path, mine = pick(node), node.root or node.guard.launcher == "userns"
+        problem = distrust(path, node.caller[0] if node.guard.launcher == "userns" else 0)
+        if problem:
+            return Finding(False, problem)
+        if not os.access(path, os.W_OK):
+            return Finding(False if mine else None, f"{path} is not writable for this user")
         free = psutil.disk_usage(path).free
-        if not problem and not os.access(path, os.W_OK):
-            return Finding(False if os.geteuid() == 0 or (node.guard and node.guard.launcher == "userns") else None, f"{path} is not writable")
-        if not problem and free < space:
-            problem = f"{path}: {free >> 20} MiB free, {space >> 20} wanted"
-        return Finding(not problem, problem or f"{path}, {free >> 20} MiB free")
+        return Finding(free >= space, f"{path}: {free >> 20} MiB free" + ("" if free >= space else f", {space >> 20} wanted"))
 
     return look
 

@@ -168,6 +168,21 @@ def try_newuidmap(first: int, count: int) -> Callable[[], None]:
     return work
 
 
+def try_cgroup(parent: str) -> Callable[[], None]:
+    """A cgroup of one's own below this one, which can be killed as a whole (cgroup.kill, Linux 5.14)."""
+
+    def work() -> None:
+        group = f"{parent.rstrip('/')}/nodewrap-doctor.{os.getpid()}"
+        os.mkdir(group)
+        try:
+            if not os.path.exists(f"{group}/cgroup.kill"):
+                raise OSError("no cgroup.kill (Linux 5.14)")
+        finally:
+            os.rmdir(group)
+
+    return work
+
+
 def landlock_abi() -> int:
     """Landlock's version in this kernel, 0 when it has none (landlock_create_ruleset(2))."""
     try:

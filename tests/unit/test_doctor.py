@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -206,14 +207,33 @@ def test_an_interpreter_that_does_not_start_in_its_jail_is_found_out():
 # ---- the node's own files ----
 
 
-def test_paths_that_others_can_write_are_not_trusted(tmp_path):
-    safe = Path(os.path.realpath("/usr/bin/env"))
-    assert distrust(str(safe)) == ""
-    assert "belongs to uid" in distrust("/proc/self/cwd") or os.geteuid() == 0
-    file = tmp_path / "guard"
+@pytest.fixture
+def own():
+    """A directory below the home directory: unlike pytest's, none above it is writable by others."""
+    with tempfile.TemporaryDirectory(dir=Path.home()) as made:
+        yield Path(made)
+
+
+def test_paths_that_others_can_write_are_not_trusted(own):
+    file = own / "guard"
     file.touch()
-    assert distrust(str(file), os.geteuid()) == "/tmp is writable by others than root" or not str(tmp_path).startswith("/tmp/")
-    assert distrust(str(tmp_path / "missing")).endswith("No such file or directory") or str(tmp_path).startswith("/tmp/")
+    assert distrust(str(file), os.geteuid()) == ""
+    file.chmod(0o666)
+    assert distrust(str(file), os.geteuid()) == f"{file} is writable by others than root"
+    file.chmod(0o600)
+    own.chmod(0o707)
+    assert distrust(str(file), os.geteuid()) == f"{own} is writable by others than root"
+    assert distrust("/tmp") == "/tmp is writable by others than root"
+
+
+def test_paths_of_somebody_else_are_not_trusted(own):
+    need("root")
+    (own / "link").symlink_to(own / "file")
+    (own / "file").touch()
+    os.chown(own / "file", NOBODY, NOBODY)
+    assert distrust(str(own / "link")) == f"{own / 'file'} belongs to uid {NOBODY}, not to root"
+    assert distrust(str(own / "link"), NOBODY) == ""
+    assert distrust(str(own / "missing")) == f"{own / 'missing'}: No such file or directory"
 
 
 def test_a_guard_that_cannot_be_read_is_reported_with_its_line(tmp_path):
@@ -254,10 +274,10 @@ def test_accounts_outside_the_guard_are_found():
     assert checks._accounts(on).yes is True
 
 
-def test_a_full_or_missing_audit_directory_is_found(tmp_path):
+def test_a_full_or_missing_audit_directory_is_found():
     on = node()
-    on.guard.audit = str(tmp_path / "gone/audit.jsonl")
-    assert "no such directory" in checks._directory(checks._audit_directory, 1)(on).saw
+    on.guard.audit = "/no/such/audit.jsonl"
+    assert checks._directory(checks._audit_directory, 1)(on).saw == "/no: No such file or directory"
     on.guard.audit = "/usr/audit.jsonl"
     assert "MiB free" in checks._directory(checks._audit_directory, 1 << 60)(on).saw
     assert checks._directory(checks._audit_directory, 1 << 60)(on).yes is False
@@ -279,8 +299,18 @@ def test_a_cgroup_that_cannot_be_written_is_found():
     on = node()
     on.guard.cgroup = "/proc"
     assert checks._cgroup(on).yes is False
+    assert state({**GOOD, "cgroup": checks._cgroup(on)}, "setuid", "log-only", "strict", on).state == "no"
     on.guard.cgroup = ""
     assert checks._cgroup(on).yes is None
+    assert state({**GOOD, "cgroup": checks._cgroup(on)}, "setuid", "log-only", "strict", on).state == "yes"
+
+
+def test_a_cgroup_that_is_mounted_can_be_made_and_is_gone_afterwards():
+    need("root", "cgroup2")
+    place = next(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line)
+    before = sorted(os.listdir(place))
+    assert probe.attempt(probe.try_cgroup(place)) == ""
+    assert sorted(os.listdir(place)) == before
 
 
 # ---- the report ----
