@@ -149,7 +149,8 @@ class Pki:
         private = more.pop("private", None) or key(cn)
         issuer = issuer or self.ca
         extensions = more.pop("extensions", [(x509.BasicConstraints(False, None), True), USER_USAGE, *identifiers(private, issuer.key)])
-        made = certificate(subject or dn(f"{BASE}/O=Users/CN={cn}"), issuer.cert.subject, private.public_key(), issuer.key, extensions, **more)
+        name = dn(f"{BASE}/O=Users/CN={cn}") if subject is None else subject
+        made = certificate(name, issuer.cert.subject, private.public_key(), issuer.key, extensions, **more)
         return self.save(cn, Pair(made, private))
 
     def host(self, name: str, issuer: Pair | None = None, **more) -> Pair:
@@ -296,7 +297,7 @@ class Pki:
         validity = {"not_before_time": when(now + change.get("start", -3600)), "not_after_time": when(now + change.get("end", DAY))}
         listed = [{"extn_id": oid, "critical": critical, "extn_value": core.ParsableOctetString(value)} for oid, critical, value in extensions]
         info = cms.AttributeCertificateInfoV2({
-            "version": "v2",
+            "version": change.get("version", "v2"),
             "holder": {"base_certificate_id": holder_id, **change.get("holder_more", {})},
             "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": issuer_names}),
             "signature": {"algorithm": "sha256_rsa", "parameters": core.Null()},
@@ -324,6 +325,15 @@ def tlv(tag: int, *contents: bytes) -> bytes:
     body = b"".join(contents)
     size = len(body).to_bytes((len(body).bit_length() + 7) // 8 or 1, "big")
     return bytes([tag]) + (size if len(body) < 128 else bytes([0x80 + len(size)]) + size) + body
+
+
+SHA256_RSA, SHA384_RSA = (core.ObjectIdentifier(f"1.2.840.113549.1.1.{number}").dump() for number in (11, 12))
+
+
+def other_algorithm(der: bytes) -> bytes:
+    """A certificate or attribute certificate that names another signature algorithm outside than inside."""
+    place = der.rindex(SHA256_RSA)
+    return der[:place] + SHA384_RSA + der[place + len(SHA256_RSA) :]
 
 
 def wrap_acs(acs) -> bytes:

@@ -107,14 +107,15 @@ def modern(dn: str) -> str:
 
 
 def _attribute(attribute: core.Sequence) -> tuple[str, int, bytes]:
-    class_, method, tag, _, value, _ = parser.parse(attribute["value"].dump(), strict=True)
-    if (class_, method) != (0, 0):
-        raise ValueError("not a primitive universal string")
+    _, _, tag, _, value, _ = parser.parse(attribute["value"].dump(), strict=True)
     return attribute["type"].dotted, tag, value
 
 
 def _encode(rdns: list[list[tuple[str, int, bytes]]]) -> bytes:
-    """The one DER of these attributes: asn1crypto would also read BER, where one name has many encodings (and many old hashes)."""
+    """The one DER of these attributes: asn1crypto would also read BER, where one name has many encodings (and many old hashes).
+
+    Encoded as primitive universal strings: any other class or constructed form differs from what was found, and is refused with it.
+    """
     sets = [b"".join(_tlv(1, 16, _oid(oid) + _tlv(0, tag, value)) for oid, tag, value in rdn) for rdn in rdns]
     return _tlv(1, 16, b"".join(_tlv(1, 17, attributes) for attributes in sets))
 

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from nodewrap.credentials import Refusal, errors, fingerprint
-from tests.pki import ACS, Pair, Pki, certificate, dn, key, tlv
+from tests.pki import ACS, Pair, Pki, certificate, dn, key, other_algorithm, tlv
 
 
 @pytest.fixture
@@ -129,6 +129,21 @@ def test_refusal_keeps_the_parsers_exception():
     with pytest.raises(Refusal) as caught, errors.parsing("it"):
         int("x")
     assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_certificate_with_two_signature_algorithms_is_denied(pki, leaf):
+    broken = pem.armor("CERTIFICATE", other_algorithm(leaf.der))
+    assert pki.refusal(broken + leaf.key_pem + pki.alice.pem) == (203, "NW-X509-PARSE")
+
+
+def test_certificate_on_which_two_parsers_disagree_is_denied(pki, leaf, monkeypatch):
+    monkeypatch.setattr("nodewrap.credentials.certificate.strict.load_der_x509_certificate", lambda der: pki.alice.cert)
+    assert pki.refusal(leaf.file(pki.alice)) == (203, "NW-X509-PARSE")
+
+
+def test_certificate_without_a_name_is_denied(pki):
+    nameless = pki.user("Alice Tester", subject=x509.Name([]))
+    assert pki.refusal(nameless.file(), allow_plain=True) == (203, "NW-X509-DN")
 
 
 # Cost: what a file of the allowed size can make us do (architecture I17)

@@ -113,7 +113,9 @@ def sub_ca(pki, **more):
 
 
 NAMES = x509.NameConstraints([x509.DirectoryName(dn(f"{BASE}/O=Users"))], None)
+MINUS = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.19"), bytes.fromhex("30060101ff0201ff"))
 FAULTS = {
+    "negative path length": ({"extensions": [(MINUS, True), CA_USAGE]}, "NW-X509-PARSE"),
     "no CA": ({"extensions": [(x509.BasicConstraints(False, None), True)]}, "NW-X509-CA"),
     "no basicConstraints": ({"extensions": []}, "NW-X509-CA"),
     "may not sign": ({"extensions": [(x509.BasicConstraints(True, None), True), (key_usage("crl_sign"), True)]}, "NW-X509-CA"),

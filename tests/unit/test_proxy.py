@@ -10,7 +10,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from tests.need import need
-from tests.pki import DAY, INDEPENDENT, PILOT, PLAIN, Pki, dn, key, key_usage
+from tests.pki import DAY, INDEPENDENT, INHERIT_ALL, PILOT, PLAIN, PROXY_INFO, Pki, dn, key, key_usage, proxy_info
 
 ALICE = "/DC=org/DC=example/O=Users/CN=Alice Tester"
 
@@ -145,6 +145,11 @@ BAD = {
 def test_bad_proxy_is_denied(pki, name):
     change, code = BAD[name]
     assert pki.refusal(proxy(pki, change(pki) if callable(change) else change)) == (203, code)
+
+
+def test_proxy_of_two_kinds_at_once_is_denied(pki):
+    other = x509.UnrecognizedExtension(x509.ObjectIdentifier(PROXY_INFO["gt3"]), proxy_info("gt3", INHERIT_ALL, None))
+    assert pki.refusal(proxy(pki, {"extensions": [(other, True)]})) == (203, "NW-X509-PARSE")
 
 
 def test_unknown_extension_that_is_not_critical_is_ignored(pki):

@@ -23,6 +23,7 @@ from tests.pki import (
     Pki,
     key,
     key_usage,
+    other_algorithm,
     targets,
     tlv,
     wrap_acs,
@@ -142,6 +143,7 @@ BAD = {
     "extension twice": ({"extensions": [NO_REV, NO_REV]}, "NW-VOMS-PARSE"),
     "other host": ({"extensions": [NO_REV, (TARGETS, True, targets("wn9.example.org"))]}, "NW-VOMS-TARGET"),
     "no host at all": ({"extensions": [NO_REV, (TARGETS, True, targets())]}, "NW-VOMS-TARGET"),
+    "version 1": ({"version": "v1"}, "NW-VOMS-PARSE"),
     "two issuer names": (two_issuer_names, "NW-VOMS-PARSE"),
     "holder by name too": (holder_named_twice, "NW-VOMS-PARSE"),
     "no attribute": ({"attributes": []}, "NW-VOMS-PARSE"),
@@ -300,6 +302,10 @@ def test_extension_that_holds_no_attribute_certificate_is_denied(pki, value):
 def test_truncated_attribute_certificate_is_denied(pki):
     ac = pki.forge_ac()
     assert pki.refusal(raw(pki, wrap_acs([ac])[:-10])) == (203, "NW-VOMS-PARSE")
+
+
+def test_attribute_certificate_with_two_signature_algorithms_is_denied(pki):
+    assert pki.refusal(credential(pki, other_algorithm(pki.forge_ac()))) == (203, "NW-VOMS-PARSE")
 
 
 def test_too_many_attribute_certificates_are_denied(pki):
