@@ -89,7 +89,7 @@ def _refuse(number: int, calls: str, why: str) -> Iterator[Rule]:
 
 def payload_rules(nested_userns: bool) -> list[Rule]:
     """What a payload is refused, in the order of docs/isolation.md. nested_userns: the profile lets it make containers of its own."""
-    rules = [*_surface(), *_keyrings(), *_terminals(), *_suid_bits(), *_devices(), *_personality(), *_protocols()]
+    rules = [*_surface(), *_keyrings(), *_terminals(), *_suid_bits(), *_devices(), *_personality(), *_protocols(), *_tables()]
     rules += [*_families("socket", (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)), *_families("socketpair", (AF_UNIX,))]
     rules += _refuse(errno.ENOSYS, "clone3", "its flags lie behind a pointer where no filter can see them; libraries fall back on clone")
     return rules if nested_userns else [*rules, *_no_namespaces()]
@@ -166,6 +166,12 @@ def _protocols() -> Iterator[Rule]:
             yield Rule("socket", refused, (low(0, family), bits(1, 0xF, kind)), why)
         for protocol in (33, 115, 132, 136, 256):  # DCCP, L2TP, SCTP, UDP-Lite, SMC
             yield Rule("socket", refused, (low(0, family), low(2, protocol)), why)
+
+
+def _tables() -> Iterator[Rule]:
+    """ip_tables and its kin take their rules by setsockopt; with a network namespace of its own a payload could reach them (CVE-2021-22555)."""
+    for level, option in ((0, 64), (0, 96), (0, 128), (41, 64)):  # IPT_, ARPT_, EBT_, IP6T_SO_SET_REPLACE
+        yield Rule("setsockopt", fail(errno.EPERM), (low(1, level), low(2, option)), "packet filter tables: of use to exploits only")
 
 
 def _no_namespaces() -> Iterator[Rule]:

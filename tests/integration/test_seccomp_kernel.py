@@ -92,6 +92,19 @@ def test_ordinary_sockets_work():
     assert bpf.in_child(work, STRICT) >= 1
 
 
+def test_packet_filter_tables_cannot_be_set_even_with_a_network_namespace_of_ones_own():
+    need("root")
+
+    def work():
+        assert bpf.call(number("unshare"), 0x40000000) == 0
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, 255) as raw:
+            return bpf.call(number("setsockopt"), raw.fileno(), 0, 64, bytes(200), 200)
+
+    filtered, bare = both(work, BATCH)
+    assert filtered == -errno.EPERM
+    assert bare not in (-errno.EPERM, -errno.EACCES)  # EINVAL from the tables, ENOPROTOOPT from a kernel without them
+
+
 def test_io_uring_cannot_be_set_up():
     filtered, bare = both(lambda: bpf.call(number("io_uring_setup"), 4, bytes(120)))
     assert filtered == -errno.ENOSYS

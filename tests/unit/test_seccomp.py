@@ -187,6 +187,14 @@ def test_the_second_filter_maps_nothing_executable_and_kills_what_it_does_not_kn
         assert bpf.answer(decide, number(call)) == bpf.KILL_PROCESS, call
 
 
+def test_packet_filter_tables_are_closed_and_other_socket_options_are_not(batch):
+    for level, option in ((0, 64), (0, 96), (0, 128), (41, 64)):
+        assert refusal(batch, "setsockopt", 3, level, option) == errno.EPERM
+        assert refusal(batch, "setsockopt", 3, HIGH | level, HIGH | option) == errno.EPERM
+    for level, option in ((1, 64), (6, 64), (0, 63), (41, 66), (41, 96), (0, 0)):
+        assert refusal(batch, "setsockopt", 3, level, option) == 0
+
+
 def test_what_the_second_filter_allows_the_first_allows_too():
     first = {rule.call for rule in seccomp.load_rules()}
     assert {rule.call for rule in seccomp.decide_rules() if rule.action == sc.ALLOW} <= first
