@@ -92,11 +92,33 @@ void nwp_end_processes(struct nw_run *r)
 	if (access(r->cgroup, F_OK) == 0) r->left = 1;
 }
 
+/* What we wrote for the payload where its view was the host's: removed with the payload's rights. */
+static void remove_files(struct nw_run *r)
+{
+	const struct nw_decision *d = &r->decision;
+	pid_t p = d->files && !(r->profile.namespaces & NW_NS_MOUNT) ? fork() : -1;
+
+	if (p == 0) {
+		uid_t uid = r->userns >= 0 ? r->id.inside_uid : r->id.uid;
+		if (r->userns >= 0 && setns(r->userns, CLONE_NEWUSER)) _exit(1);
+		if (setresuid(uid, uid, uid)) _exit(1);
+		for (int i = 0; i < d->files; i++)
+			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(1);
+		_exit(0);
+	}
+	int status = 0;
+	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR);
+	if (p <= 0 || status == 0) return;
+	snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%s", d->file[0].path);
+	r->tally.left++;
+}
+
 /* Only after the last process is gone: nobody changes the tree under the walk. */
 void nwp_hand_back(struct nw_run *r)
 {
 	if (nwp_chown_work(r, false)) {
-		r->tally.left++;
 		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
+		r->tally.left++;
 	}
+	remove_files(r);
 }

@@ -130,11 +130,11 @@ static int file(struct arena *a, const struct nw_field *outer, struct nw_file *t
 		if (f.tag == 2) {
 			to->content = f.value;
 			to->len = f.len;
-		} else if (f.tag == 1 ? as_string(a, &f, 4095, &to->path) : f.tag == 3 ? as_u32(&f, &to->mode) : -1) {
+		} else if (f.tag == 1 ? as_string(a, &f, 4095, &to->path) : f.tag == 3 ? as_u32(&f, &to->mode) : f.tag == 4 ? as_bool(&f, &to->temporary) : -1) {
 			return -1;
 		}
 	}
-	return n || seen != 0x0e ? -1 : 0;
+	return n || seen != 0x1e ? -1 : 0;
 }
 
 static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *to)

@@ -42,6 +42,7 @@ struct nw_file {
 	const unsigned char *content;
 	size_t len;
 	uint32_t mode;
+	bool temporary; /* removed after the run, where the payload's view is the host's */
 };
 struct nw_fact {
 	const char *key, *value;

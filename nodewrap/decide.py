@@ -147,10 +147,26 @@ def decide(req: Request, caller: Caller, policy: "dict[str, object]", credential
     record: list[tuple[str, str]] = [("policy.digest", str(policy["digest"])), ("caller.name", caller.name)]
     try:
         ask = request.parse(req.argv, req.env, req.cwd)
-        record += _declared(ask)
-        return _decide(ask, req, caller, policy, credentials, Files(sock), record)
     except model.Refusal as no:
         return refusal(no, record)
+    record += _declared(ask)
+    try:
+        return _decide(ask, req, caller, policy, credentials, Files(sock), record)
+    except model.Refusal as no:
+        return refusal(no, record) if no.exit != 202 else _bypass(no, ask, req, caller, policy, record)
+
+
+def _bypass(
+    no: model.Refusal, ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, object]", record: "list[tuple[str, str]]",
+) -> "list[tuple[int, object]]":
+    """An internal error is never a permit by itself: only where the site says so, after its bans, log-only, and always with an alarm (I11)."""
+    claimed = model.Subject("none", *ask.declared.get("subject", [""]), *ask.declared.get("vo", [""]))
+    verdict = evaluate.on_internal_error(policy, _facts(ask, req, caller, claimed))
+    if not verdict.permit:
+        return refusal(no, record)
+    record += [("rule.name", verdict.rule), ("note", _cut(f"bypass of {no.code}: {no.text}"))]
+    ask.mode = ask.profile = ""
+    return [*_permit(ask, req, caller, policy, verdict, b"", record), (26, 1)]
 
 
 def _decide(
@@ -274,7 +290,7 @@ def _permit(
     fields += [(11, ask.workdir)] * bool(ask.workdir) + [(13, path) for path in ask.expose]
     fields += [(16, index) for index in keep] + [(17, entry) for entry in new]
     fields += _limits(ask, verdict.limits) + [(21, ask.status_fd)] * (ask.status_fd >= 0)
-    fields += [(22, [(1, target), (2, source), (3, 0o600)])] * bool(target)
+    fields += [(22, [(1, target), (2, source), (3, 0o600), (4, int(not ask.target_proxy))])] * bool(target)
     fields += [(27, _syslog(ask, req, caller, identity))] * (ask.style == "glexec")
     return fields + _record(record, req, ask)
 
@@ -339,4 +355,5 @@ def _record(record: "list[tuple[str, str]]", req: "Request | None" = None, ask: 
 def refusal(no: model.Refusal, record: "list[tuple[str, str]] | None" = None) -> "list[tuple[int, object]]":
     """A Refusal as a DECISION."""
     fields: list[tuple[int, object]] = [(1, 1), (2, VERDICTS[no.exit]), (4, no.code), (5, no.text)]
-    return fields + [(26, 1)] * no.alarm + _record(record or [])
+    known = [fact for fact in record or [] if not fact[1].startswith("permit: ")]
+    return fields + [(26, 1)] * no.alarm + _record(known)
