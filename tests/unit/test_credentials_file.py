@@ -197,8 +197,14 @@ def test_key_with_huge_secret_numbers_is_refused_soon(pki, leaf, which):
 
 
 def test_huge_private_key_is_refused_unread(pki, leaf):
-    junk = pem.armor("PRIVATE KEY", bytes(20000))
-    assert quick(pki, leaf.pem + junk + pki.alice.pem) == (201, "NW-KEY-READ")
+    """Read, it would be NW-KEY-MISMATCH."""
+    public = leaf.key.public_key().public_numbers()
+    body = b"".join(core.Integer(integer).dump() for integer in (0, public.n, public.e, *[2**30000 - 1] * 6))
+    assert quick(pki, leaf.pem + pem.armor("RSA PRIVATE KEY", tlv(0x30, body)) + pki.alice.pem) == (201, "NW-KEY-READ")
+
+
+def test_huge_file_is_refused_unread(pki, leaf):
+    assert pki.refusal(leaf.file(pki.alice) + b"x" * (1 << 18)) == (201, "NW-PEM")
 
 
 def test_huge_public_key_is_refused_soon(pki):
