@@ -10,7 +10,6 @@ static void timestamp(char *to, size_t size, uint64_t us)
 	time_t s = (time_t)(us / 1000000);
 	struct tm tm;
 	char date[32];
-
 	gmtime_r(&s, &tm);
 	strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
 	snprintf(to, size, "%s.%06uZ", date, (unsigned)(us % 1000000));
@@ -19,7 +18,6 @@ static void timestamp(char *to, size_t size, uint64_t us)
 static void put_id(struct nw_json *j, const char *path, uint32_t id)
 {
 	char s[16];
-
 	snprintf(s, sizeof s, "%u", id);
 	nw_json_string(j, path, s);
 }
@@ -28,13 +26,11 @@ static void put_id(struct nw_json *j, const char *path, uint32_t id)
 static void put_facts(struct nw_json *j, const struct nw_decision *d, const char *object)
 {
 	size_t n = strlen(object);
-
 	for (int i = 0; i < d->facts; i++) {
 		const char *list[64];
 		int items = 0;
 		bool many, before = false;
 		const char *path = nw_fact_path(d->fact[i].key, &many);
-
 		for (int k = 0; k < i; k++) before |= strcmp(d->fact[k].key, d->fact[i].key) == 0;
 		if (before || strncmp(path, object, n) || path[n] != '.' || strchr(path + n + 1, '.')) continue;
 		if (!many) {
@@ -52,12 +48,10 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended, int arg
 	struct nw_caller *c = &r->caller;
 	uint64_t from = r->decision.verdict == NW_PERMIT ? r->decision.argv_from : 0;
 	char s[40];
-
 	nw_json_string(j, "process.entity_id", r->run);
 	if (r->payload) nw_json_int(j, "process.pid", r->payload);
 	if (from < (uint64_t)c->argc) {
 		int n = c->argc - (int)from;
-
 		nw_json_string(j, "process.executable", strlen(c->argv[from]) < 1024 ? c->argv[from] : "");
 		nw_json_strings(j, "process.args", (const char *const *)c->argv + from, n < args ? n : args);
 		if (n > args) nw_json_int(j, "process.args_cut", n - args);
@@ -79,7 +73,6 @@ static void put_isolation(struct nw_json *j, struct nw_run *r)
 	static const char *const kind[] = { "pid", "ipc", "uts", "cgroup", "mount", "net" }, *const how[] = { "plain", "idmap", "chown" };
 	const char *on[8];
 	int n = 0;
-
 	for (int i = 0; i < 6; i++)
 		if (r->profile.namespaces & 1u << i) on[n++] = kind[i];
 	if (r->userns >= 0 || r->decision.mode == NW_MAP) on[n++] = "user";
@@ -101,7 +94,6 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r)
 	struct nw_tally *t = &r->tally;
 	const char *left[4];
 	int n = 0;
-
 	for (; n < 4 && t->left_path[n][0]; n++) left[n] = t->left_path[n];
 	nw_json_int(j, "nodewrap.cleanup.killed", r->killed);
 	nw_json_int(j, "nodewrap.cleanup.processes_left", r->left);
@@ -118,7 +110,6 @@ static void put_usage(struct nw_json *j, struct nw_run *r)
 {
 	const struct rusage *u = &r->usage;
 	char s[40];
-
 	snprintf(s, sizeof s, "%ld.%06ld", u->ru_utime.tv_sec + u->ru_stime.tv_sec + (u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1000000,
 		(u->ru_utime.tv_usec + u->ru_stime.tv_usec) % 1000000);
 	nw_json_string(j, "nodewrap.usage.cpu_s", s);
@@ -134,7 +125,6 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0;
 	struct nw_json j;
 	char s[40];
-
 	nw_json_begin(&j, line, max);
 	nw_json_int(&j, "event.sequence", (int64_t)sequence);
 	nw_json_string(&j, "event.action", action);
@@ -185,7 +175,6 @@ static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn)
 	char tail[2 * LINE + 1];
 	struct stat st;
 	ssize_t n;
-
 	if (fstat(fd, &st)) return -1;
 	*size = st.st_size;
 	off_t from = st.st_size > (off_t)sizeof tail - 1 ? st.st_size - (off_t)sizeof tail + 1 : 0;
@@ -203,7 +192,6 @@ static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn)
 static uint64_t counter(int fd, uint64_t set)
 {
 	char s[32] = "";
-
 	if (set) {
 		snprintf(s, sizeof s, "%020llu\n", (unsigned long long)set);
 		return pwrite(fd, s, 21, 0) == 21 ? set : 0;
@@ -214,7 +202,6 @@ static uint64_t counter(int fd, uint64_t set)
 static int append(int log, const char *line, size_t n, off_t before)
 {
 	ssize_t w = write(log, line, n);
-
 	if (w == (ssize_t)n) return 0;
 	if (w >= 0) errno = ENOSPC;
 	int err = errno;
@@ -228,7 +215,6 @@ static int seal(struct nw_run *r, int log, uint64_t *sequence, off_t *size)
 	struct nw_err torn = { .exit = 0, .code = "NW-AUDIT-TORN", .text = "a record before this one was cut short" };
 	char line[LINE + 1] = "\n";
 	size_t n = compose(r, "gap", &torn, *sequence + 1, 0, line + 1, LINE);
-
 	if (n == 0 || append(log, line, n + 1, *size)) return -1;
 	*sequence += 1;
 	*size += (off_t)n + 1;
@@ -241,7 +227,6 @@ static void to_syslog(const char *line, size_t n, int severity)
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char m[LINE + 64];
 	int h = snprintf(m, sizeof m, "<%d>nodewrap[%d]: %.*s", 10 << 3 | severity, (int)getpid(), (int)n, line);
-
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
 		send(fd, m, (size_t)h < sizeof m ? (size_t)h : sizeof m - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
@@ -252,7 +237,6 @@ static int open_log(struct nw_run *r, int *count, struct nw_err *e)
 	const char *path = r->guard.audit, *slash = strrchr(path, '/');
 	char dir[NW_PATH];
 	int log = -1, at;
-
 	*count = -1;
 	snprintf(dir, sizeof dir, "%.*s", (int)(slash - path), path);
 	at = nwp_open_trusted(slash == path ? "/" : dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, e);
@@ -278,7 +262,6 @@ static int record(struct nw_run *r, const char *action, const struct nw_err *why
 	bool torn;
 	size_t n = 0;
 	int count, log = open_log(r, &count, e), bad = -1;
-
 	if (log < 0) return -1;
 	if (last_sequence(log, &last, &size, &torn)) goto out;
 	if (counter(count, 0) > last) last = counter(count, 0);
@@ -314,7 +297,6 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	struct nw_json j;
 	char line[LINE];
 	size_t n;
-
 	if (r->decision.status_fd < 0) return;
 	nw_json_begin(&j, line, sizeof line);
 	nw_json_string(&j, "event", event);

@@ -26,7 +26,6 @@ static int take_signals(struct nw_err *e)
 {
 	struct sigaction dfl = { .sa_handler = SIG_DFL }, ign = { .sa_handler = SIG_IGN };
 	sigset_t all;
-
 	sigfillset(&all);
 	for (int s = 1; s < NSIG; s++) sigaction(s, &dfl, NULL); /* fails for KILL, STOP and libc's own two, which is right */
 	/* A record cut by a reader's death or a size limit must be an error we see, not our death. */
@@ -38,11 +37,9 @@ static int take_signals(struct nw_err *e)
 static void widen(int resource, rlim_t want)
 {
 	struct rlimit l;
-
 	if (getrlimit(resource, &l) || (l.rlim_cur >= want && want != RLIM_INFINITY)) return;
 	if (l.rlim_max != RLIM_INFINITY && (want == RLIM_INFINITY || l.rlim_max < want)) {
 		struct rlimit more = { want, want };
-
 		if (setrlimit(resource, &more) == 0) return; /* needs CAP_SYS_RESOURCE */
 	}
 	l.rlim_cur = l.rlim_max;
@@ -65,7 +62,6 @@ static int take_limits(struct nw_caller *c, struct nw_err *e)
 		{ RLIMIT_CPU, 5, "RLIMIT_CPU (ulimit -t)" },
 	};
 	struct rlimit l, none = { 0, 0 };
-
 	for (int i = 0; i < RLIM_NLIMITS; i++)
 		if (getrlimit(i, &c->limit[i])) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrlimit %d: %s", i, strerror(errno));
 	for (size_t i = 0; i < sizeof floor / sizeof *floor; i++) {
@@ -86,7 +82,6 @@ static int take_ids(struct nw_run *r, struct nw_err *e)
 	gid_t egid, sgid;
 	char map[128] = "";
 	int fd;
-
 	if (getresuid(&c->uid, &euid, &suid) || getresgid(&c->gid, &egid, &sgid))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getresuid: %s", strerror(errno));
 	c->groups = getgroups(NW_CALLER_GROUPS, c->group);
@@ -96,7 +91,6 @@ static int take_ids(struct nw_run *r, struct nw_err *e)
 	close(fd);
 	unsigned long inside = 1, outside = 1, count = 0;
 	bool initial = sscanf(map, "%lu %lu %lu", &inside, &outside, &count) == 3 && inside == 0 && outside == 0 && count == 4294967295ul;
-
 	if (!r->launcher->privileged) {
 		if (euid != c->uid || egid != c->gid || (initial && euid == 0))
 			return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE",
@@ -120,7 +114,6 @@ static int name_run(struct nw_run *r, struct nw_err *e)
 {
 	unsigned char b[16];
 	uint64_t ms = nwp_realtime_us() / 1000;
-
 	if (getrandom(b, sizeof b, 0) != sizeof b) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrandom: %s", strerror(errno));
 	for (int i = 0; i < 6; i++) b[i] = (unsigned char)(ms >> (40 - 8 * i));
 	b[6] = 0x70 | (b[6] & 0x0f);
@@ -134,7 +127,6 @@ void nwp_identify(struct nw_run *r)
 {
 	struct utsname u;
 	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-
 	if (fd >= 0 && read(fd, r->boot, 36) != 36) r->boot[0] = 0;
 	nwp_close(&fd);
 	if (uname(&u) == 0) snprintf(r->host, sizeof r->host, "%.64s", u.nodename);
@@ -152,7 +144,6 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
 {
 	static char *nothing[] = { NULL };
 	struct nw_caller *c = &r->caller;
-
 	c->argc = argc;
 	c->argv = argv;
 	c->env = environ;
@@ -176,7 +167,6 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
 bool nw_wants_credentials(int argc, char *const *argv, char *const *env)
 {
 	static const char option[] = "--credential", variable[] = "GLEXEC_CLIENT_CERT=";
-
 	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
 		if (strncmp(argv[i], option, sizeof option - 1) == 0) return true;
 	for (; *env; env++)
@@ -187,7 +177,6 @@ bool nw_wants_credentials(int argc, char *const *argv, char *const *env)
 int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e)
 {
 	struct nw_caller *c = &r->caller;
-
 	nw_frame_begin(b, NW_REQUEST_MAX);
 	nw_put_int(b, 1, 1);
 	nw_put_string(b, 2, r->launcher->name);
@@ -215,7 +204,6 @@ int nwp_as_caller(const struct nw_run *r, bool on)
 {
 	uid_t uid = on ? r->caller.uid : 0;
 	gid_t gid = on ? r->caller.gid : getegid();
-
 	if (!r->launcher->privileged) return 0;
 	setfsgid(gid);
 	setfsuid(uid);

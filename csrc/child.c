@@ -20,10 +20,8 @@ static int lost(struct nw_err *e, const char *what)
 static int await(struct talk *t, short events, struct nw_err *e)
 {
 	struct pollfd p = { t->sock, events, 0 };
-
 	for (;;) {
 		uint64_t now = nwp_now_ms();
-
 		if (now >= t->deadline) return lost(e, "did not answer before the deadline (deadline-ms in the guard)");
 		if (poll(&p, 1, (int)(t->deadline - now)) > 0) return 0;
 		if (errno != EINTR && errno != 0) return lost(e, strerror(errno));
@@ -36,12 +34,10 @@ static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, st
 		char b[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
 	} control = { { 0 } };
-
 	while (n > 0) {
 		struct iovec v = { (void *)(uintptr_t)p, n };
 		struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
 		ssize_t w;
-
 		if (fd >= 0) {
 			m.msg_control = control.b;
 			m.msg_controllen = sizeof control.b;
@@ -66,7 +62,6 @@ static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e)
 {
 	while (n > 0) {
 		ssize_t got;
-
 		if (await(t, POLLIN, e)) return -1;
 		got = recv(t->sock, p, n, MSG_DONTWAIT);
 		if (got < 0 && (errno == EAGAIN || errno == EINTR)) continue;
@@ -80,7 +75,6 @@ static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e)
 static int send_frame(struct talk *t, struct nw_buf *b, enum nw_frame type, int fd, struct nw_err *e)
 {
 	int bad = nw_frame_end(b, type) ? lost(e, "needs more memory than there is") : send_all(t, b->data, b->len, fd, e);
-
 	nw_buf_free(b);
 	return bad;
 }
@@ -90,7 +84,6 @@ static int open_for_caller(struct nw_run *r, const char *path)
 {
 	struct statfs fs;
 	int fd = -1, err;
-
 	if (path[0] == '/' && nwp_as_caller(r, true) == 0)
 		fd = nwp_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	else errno = EACCES;
@@ -109,7 +102,6 @@ static int open_anchor(struct nw_run *r, const char *dir, const char *name)
 {
 	struct nw_err e = { 0 };
 	int at = dir[0] ? nwp_open_trusted(dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, &e) : -1, fd;
-
 	if (at < 0) {
 		errno = ENOENT;
 		return -1;
@@ -131,7 +123,6 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 	char name[4096];
 	struct nw_buf b;
 	int fd, err;
-
 	if (nw_next(&r, &kind) != 1 || kind.tag != 1 || nw_int(&kind, &k) || k < 1 || k > 3 || nw_next(&r, &path) != 1 || path.tag != 2 ||
 		nw_is_string(&path, sizeof name - 1) || nw_next(&r, &kind) != 0)
 		return lost(e, "asked for a file in a way that is not known");
@@ -166,7 +157,6 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), high = fcntl(sock, F_DUPFD, 10);
 	sigset_t none;
-
 	sigemptyset(&none);
 	if (null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0) _exit(112);
 	if (close_range(4, ~0u, 0) || setsid() < 0) _exit(113);
@@ -187,7 +177,6 @@ static int spawn(struct talk *t, struct nw_err *e)
 	int pair[2], fd;
 	void *filter;
 	size_t len;
-
 	if ((fd = nwp_open_trusted(r->guard.python, owner, O_PATH, e)) < 0) return -1;
 	close(fd);
 	if ((fd = nwp_open_trusted(r->guard.script, owner, O_PATH, e)) < 0) return -1;
@@ -210,7 +199,6 @@ static int connect_resident(struct talk *t, struct nw_err *e)
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct ucred peer;
 	socklen_t size = sizeof peer;
-
 	if (snprintf(a.sun_path, sizeof a.sun_path, "%s", g->policyd) >= (int)sizeof a.sun_path)
 		return nw_fail(e, NW_INTERNAL, "NW-POLICYD", "%s: too long for a socket; shorten policyd in the guard", g->policyd);
 	t->sock = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
@@ -228,7 +216,6 @@ static int exchange(struct talk *t, struct nw_err *e)
 	unsigned char header[NW_FRAME_HEADER], *body = NULL;
 	uint32_t len, type;
 	struct nw_buf b;
-
 	nw_frame_begin(&b, NW_SMALL_MAX);
 	nw_put_int(&b, 1, 1);
 	nw_put_int(&b, 2, c->uid);
@@ -261,11 +248,9 @@ int nwp_ask(struct nw_run *r, struct nw_err *e)
 {
 	struct talk t = { r, -1, nwp_now_ms() + r->guard.deadline_ms, 0 };
 	int bad = (r->guard.policyd[0] ? connect_resident(&t, e) : spawn(&t, e)) || exchange(&t, e);
-
 	nwp_close(&t.sock);
 	if (t.pid > 0) {
 		int status = 0;
-
 		kill(t.pid, SIGKILL);
 		while (waitpid(t.pid, &status, 0) < 0 && errno == EINTR)
 			;

@@ -8,7 +8,6 @@ static bool populated(struct nw_run *r)
 	int fd = openat(r->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
 	char text[256] = "";
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-
 	nwp_close(&fd);
 	return n > 0 && strstr(text, "populated 1");
 }
@@ -16,7 +15,6 @@ static bool populated(struct nw_run *r)
 static void kill_cgroup(struct nw_run *r)
 {
 	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-
 	if (fd >= 0 && write(fd, "1", 1) != 1) r->left = 1;
 	nwp_close(&fd);
 }
@@ -30,7 +28,6 @@ int nwp_sweep_uid(uid_t uid, gid_t gid)
 	struct rlimit two = { 2, 2 };
 	int status = 0;
 	pid_t p = fork(), q;
-
 	if (p == 0) {
 		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two)) _exit(1);
 		while (kill(-1, SIGKILL), (q = fork()) < 0) {
@@ -50,12 +47,10 @@ static int kill_children(struct nw_run *r, uint64_t deadline)
 {
 	char text[4096];
 	int killed = 0;
-
 	for (;;) {
 		int fd = open("/proc/thread-self/children", O_RDONLY | O_CLOEXEC);
 		ssize_t n = fd < 0 ? 0 : read(fd, text, sizeof text - 1);
 		pid_t p;
-
 		nwp_close(&fd);
 		text[n > 0 ? n : 0] = 0;
 		for (char *s = text, *end; (p = (pid_t)strtol(s, &end, 10)) > 0 && *end; s = end)
@@ -75,7 +70,6 @@ void nwp_end_processes(struct nw_run *r)
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
-
 	if (r->init <= 0) return;
 	nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
@@ -97,7 +91,6 @@ static void remove_files(struct nw_run *r)
 {
 	const struct nw_decision *d = &r->decision;
 	pid_t p = d->files && !(r->profile.namespaces & NW_NS_MOUNT) ? fork() : -1;
-
 	if (p == 0) {
 		uid_t uid = r->userns >= 0 ? r->id.inside_uid : r->id.uid;
 		if (r->userns >= 0 && setns(r->userns, CLONE_NEWUSER)) _exit(1);

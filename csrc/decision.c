@@ -12,7 +12,6 @@ struct arena {
 static const char *keep_string(struct arena *a, const struct nw_field *f)
 {
 	char *s = a->p;
-
 	memcpy(s, f->value, f->len);
 	s[f->len] = 0;
 	a->p += f->len + 1;
@@ -29,7 +28,6 @@ static int as_string(struct arena *a, const struct nw_field *f, size_t max, cons
 static int as_u32(const struct nw_field *f, uint32_t *to)
 {
 	uint64_t v;
-
 	if (nw_int(f, &v) || v > UINT32_MAX) return -1;
 	*to = (uint32_t)v;
 	return 0;
@@ -38,7 +36,6 @@ static int as_u32(const struct nw_field *f, uint32_t *to)
 static int as_small(const struct nw_field *f, uint64_t max, int *to)
 {
 	uint64_t v;
-
 	if (nw_int(f, &v) || v > max) return -1;
 	*to = (int)v;
 	return 0;
@@ -47,7 +44,6 @@ static int as_small(const struct nw_field *f, uint64_t max, int *to)
 static int as_bool(const struct nw_field *f, bool *to)
 {
 	int v = 0;
-
 	if (as_small(f, 1, &v)) return -1;
 	*to = v;
 	return 0;
@@ -62,7 +58,6 @@ static struct nw_reader inside(const struct nw_field *f)
 static bool again(unsigned *seen, unsigned tag)
 {
 	bool was = tag < 32 && *seen & 1u << tag;
-
 	if (tag < 32) *seen |= 1u << tag;
 	return was;
 }
@@ -73,10 +68,8 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 	struct nw_field f;
 	unsigned seen = 0;
 	int n;
-
 	while ((n = nw_next(&r, &f)) > 0) {
 		int bad;
-
 		if (f.tag != 3 && f.tag != 6 && again(&seen, f.tag)) return -1;
 		switch (f.tag) {
 		case 1: bad = as_u32(&f, &to->uid); break;
@@ -99,7 +92,6 @@ static int mapping(const struct nw_field *outer, struct nw_mapping *to)
 	uint32_t *field[] = { &to->inside_uid, &to->inside_gid, &to->size, &to->first, &to->count };
 	unsigned seen = 0;
 	int n;
-
 	while ((n = nw_next(&r, &f)) > 0)
 		if (f.tag < 1 || f.tag > 5 || again(&seen, f.tag) || as_u32(&f, field[f.tag - 1])) return -1;
 	to->set = true;
@@ -112,7 +104,6 @@ static int limit(const struct nw_field *outer, struct nw_limit *to)
 	struct nw_field f;
 	unsigned seen = 0;
 	int n;
-
 	while ((n = nw_next(&r, &f)) > 0)
 		if (again(&seen, f.tag) || (f.tag == 1 ? as_u32(&f, &to->resource) : f.tag == 2 ? nw_int(&f, &to->value) : -1)) return -1;
 	return n || seen != 0x06 ? -1 : 0;
@@ -124,7 +115,6 @@ static int file(struct arena *a, const struct nw_field *outer, struct nw_file *t
 	struct nw_field f;
 	unsigned seen = 0;
 	int n;
-
 	while ((n = nw_next(&r, &f)) > 0) {
 		if (again(&seen, f.tag)) return -1;
 		if (f.tag == 2) {
@@ -144,7 +134,6 @@ static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *t
 	unsigned seen = 0;
 	bool many;
 	int n;
-
 	while ((n = nw_next(&r, &f)) > 0)
 		if (again(&seen, f.tag) || (f.tag == 1 ? as_string(a, &f, 64, &to->key) : f.tag == 2 ? as_string(a, &f, 4096, &to->value) : -1))
 			return -1;
@@ -164,7 +153,6 @@ static int mode(const struct nw_field *f, struct nw_decision *d)
 static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d)
 {
 	int version = 0;
-
 	switch (f->tag) {
 	case 1: return as_small(f, 1, &version) || version != 1;
 	case 2: return as_small(f, NW_ERROR, &d->verdict);
@@ -205,14 +193,12 @@ int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struc
 	struct nw_field f;
 	unsigned seen = 0;
 	int n;
-
 	memset(d, 0, sizeof *d);
 	d->mode = -1;
 	d->status_fd = -1;
 	d->umask = 077;
 	while ((n = nw_next(&r, &f)) > 0) {
 		bool twice = again(&seen, f.tag) && !(f.tag < 32 && REPEATED & 1u << f.tag);
-
 		if (twice || take(&a, &f, d))
 			return nw_fail(e, NW_INTERNAL, "NW-CHILD",
 				"the policy child's decision is malformed at field %u; see syslog, \"nodewrap doctor\"", f.tag);

@@ -6,7 +6,6 @@
 int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...)
 {
 	va_list ap;
-
 	e->exit = exit;
 	snprintf(e->code, sizeof e->code, "%s", code);
 	va_start(ap, fmt);

@@ -14,7 +14,6 @@ static void configured(char *name, size_t size)
 	const char *own = getenv("NODEWRAP_GUARD");
 	FILE *f = fopen(own && own[0] == '/' ? own : NW_GUARD, "re");
 	char line[1100], word[64];
-
 	snprintf(name, size, "setuid");
 	while (f && fgets(line, sizeof line, f))
 		if (sscanf(line, " launcher %63[a-z]", word) == 1) snprintf(name, size, "%s", word);
@@ -24,7 +23,6 @@ static void configured(char *name, size_t size)
 static int run_launcher(char **argv)
 {
 	char name[64], path[sizeof NW_LIBEXEC + 80];
-
 	configured(name, sizeof name);
 	snprintf(path, sizeof path, NW_LIBEXEC "/nodewrap-%s", name);
 	execv(path, argv);
@@ -36,7 +34,6 @@ static int run_launcher(char **argv)
 static int run_python(int argc, char **argv)
 {
 	char **v = calloc((size_t)argc + 5, sizeof *v);
-
 	if (!v) return 202;
 	v[0] = (char *)NW_PYTHON_CLI;
 	v[1] = (char *)"-I";
@@ -51,7 +48,6 @@ static int run_python(int argc, char **argv)
 int main(int argc, char **argv)
 {
 	const char *slash = argc ? strrchr(argv[0], '/') : NULL, *name = slash ? slash + 1 : argc ? argv[0] : "";
-
 	if (strcmp(name, "glexec") == 0 || (argc > 1 && strcmp(argv[1], "run") == 0)) return run_launcher(argv);
 	return run_python(argc, argv);
 }

@@ -53,7 +53,6 @@ static int copy_path(char *to, size_t size, const char *s)
 	for (const char *p = s; *p; p++)
 		if (*p == '/') {
 			size_t part = strcspn(p + 1, "/");
-
 			if ((part == 0 && s[1]) || (part == 1 && p[1] == '.') || (part == 2 && p[1] == '.' && p[2] == '.')) return -1;
 		}
 	snprintf(to, size, "%s", s);
@@ -65,7 +64,6 @@ static int parse_range(const char *s, struct nw_range *r)
 	char first[16];
 	const char *dash = strchr(s, '-');
 	uint64_t a, b;
-
 	if (!dash || (size_t)(dash - s) >= sizeof first) return -1;
 	snprintf(first, sizeof first, "%.*s", (int)(dash - s), s);
 	if (nw_number(first, HIGHEST_ID, &a) || nw_number(dash + 1, HIGHEST_ID, &b) || a > b) return -1;
@@ -80,7 +78,6 @@ static int parse_ranges(struct nw_lines *l, struct nw_ranges *to, uint32_t lowes
 	if (l->words < 2 || l->words - 1 > NW_RANGES) return bad(l, e, "wants 1 to 16 ranges first-last");
 	for (int i = 1; i < l->words; i++) {
 		struct nw_range r;
-
 		if (parse_range(l->word[i], &r)) return bad(l, e, "wants ranges first-last");
 		if (r.first < lowest) return bad(l, e, "a range begins too low (0 is never allowed; accounts begin at 1000)");
 		to->r[to->n++] = r;
@@ -92,7 +89,6 @@ static int parse_allow(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
 {
 	int mode = l->words > 2 ? nw_mode_number(l->word[1]) : -1;
 	struct nw_names *to;
-
 	if (mode < 0 || l->words - 2 > NW_NAMES) return bad(l, e, "wants a mode (switch, map, log-only) and 1 to 16 profiles");
 	to = &g->allow[mode];
 	if (to->n) return bad(l, e, "stands twice for this mode");
@@ -104,7 +100,6 @@ static int parse_allow(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
 static int parse_child(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
 {
 	uint64_t uid, gid;
-
 	if (g->has_child) return bad(l, e, "stands twice");
 	if (l->words != 3 || nw_number(l->word[1], HIGHEST_ID, &uid) || nw_number(l->word[2], HIGHEST_ID, &gid) || !uid || !gid)
 		return bad(l, e, "wants a uid and a gid, neither of them 0");
@@ -174,7 +169,6 @@ static int parse_line(struct nw_lines *l, struct nw_guard *g, struct choices *c,
 		{ "map-uid", &g->map_uid, LOWEST_ACCOUNT },
 	};
 	const char *key = l->word[0];
-
 	for (size_t i = 0; i < sizeof path / sizeof *path; i++)
 		if (strcmp(key, path[i].key) == 0) return parse_word(l, path[i].to, NW_PATH, copy_path, e);
 	for (size_t i = 0; i < sizeof range / sizeof *range; i++)
@@ -204,7 +198,6 @@ static int complete(struct nw_guard *g, struct choices *c, struct nw_err *e)
 		{ "caller-uid", g->caller_uid.n },
 		{ "child", g->has_child || c->launcher == 3 },
 	};
-
 	for (size_t i = 0; i < sizeof need / sizeof *need; i++)
 		if (!need[i].there) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "no line \"%s\"", need[i].key);
 	snprintf(g->launcher, sizeof g->launcher, "%s", LAUNCHERS[c->launcher - 1]);
@@ -218,7 +211,6 @@ static int complete(struct nw_guard *g, struct choices *c, struct nw_err *e)
 static int first_line(struct nw_lines *l, const char *word, struct nw_err *e)
 {
 	int r = nw_lines_next(l, e);
-
 	if (r < 0) return -1;
 	if (r == 0 || l->words != 2 || strcmp(l->word[0], word) || strcmp(l->word[1], "1"))
 		return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "the first line is not \"%s 1\"", word);
@@ -230,7 +222,6 @@ int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e)
 	struct choices c = { 0, 0, 0 };
 	struct nw_lines l;
 	int r;
-
 	memset(g, 0, sizeof *g);
 	if (len > NW_FILE_MAX) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "longer than %u bytes", NW_FILE_MAX);
 	nw_lines_begin(&l, text, len);
@@ -243,11 +234,9 @@ int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e)
 static int parse_namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
 {
 	static const char *const kind[] = { "pid", "ipc", "uts", "cgroup", "mount", "net", NULL };
-
 	if (p->namespaces || l->words < 2) return bad(l, e, "wants kinds, once");
 	for (int w = 1; w < l->words; w++) {
 		int k = 0;
-
 		while (kind[k] && strcmp(kind[k], l->word[w])) k++;
 		if (!kind[k] || p->namespaces & 1u << k) return bad(l, e, "wants pid, ipc, uts, cgroup, mount, net, each once");
 		p->namespaces |= 1u << k;
@@ -258,7 +247,6 @@ static int parse_namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_
 static struct nw_op *new_op(struct nw_profile *p, int kind)
 {
 	struct nw_op *op = p->n < NW_OPS ? &p->op[p->n] : NULL;
-
 	if (op) {
 		p->n++;
 		op->kind = kind;
@@ -278,7 +266,6 @@ static int parse_bind(struct nw_lines *l, struct nw_profile *p, int kind, struct
 		{ "rw?", NW_OP_RW | NW_OP_OPTIONAL },
 	};
 	struct nw_op *op = l->words == 3 ? new_op(p, kind) : NULL;
-
 	if (!op || copy_path(op->path, NW_PATH, l->word[2]) || !op->path[1]) return bad(l, e, "wants a mode and an absolute path below /");
 	for (size_t i = 0; i < sizeof mode / sizeof *mode; i++)
 		if (strcmp(l->word[1], mode[i].word) == 0) {
@@ -291,7 +278,6 @@ static int parse_bind(struct nw_lines *l, struct nw_profile *p, int kind, struct
 static int parse_link(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
 {
 	struct nw_op *op = l->words == 3 ? new_op(p, NW_LINK) : NULL;
-
 	if (!op || copy_path(op->path, NW_PATH, l->word[1]) || !op->path[1] || strlen(l->word[2]) >= NW_PATH)
 		return bad(l, e, "wants an absolute path and what it points to");
 	snprintf(op->arg, sizeof op->arg, "%s", l->word[2]);
@@ -301,7 +287,6 @@ static int parse_link(struct nw_lines *l, struct nw_profile *p, struct nw_err *e
 static int parse_tmpfs(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
 {
 	struct nw_op *op = l->words == 4 ? new_op(p, NW_TMPFS) : NULL;
-
 	if (!op || copy_path(op->path, NW_PATH, l->word[1]) || !op->path[1] || nw_octal(l->word[2], &op->mode) || op->mode > 01777 ||
 		nw_number(l->word[3], 1ull << 50, &op->size) || op->size < 4096)
 		return bad(l, e, "wants a path, an octal mode up to 1777 and a size of 4096 bytes or more");
@@ -313,7 +298,6 @@ static int parse_dev(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
 	if (l->words < 2) return bad(l, e, "wants names");
 	for (int i = 1; i < l->words; i++) {
 		struct nw_op *op = new_op(p, NW_DEV);
-
 		if (!op || copy_name(op->path, NW_NAME, l->word[i])) return bad(l, e, "a node's name is [A-Za-z0-9._-], at most 31");
 	}
 	return 0;
@@ -334,7 +318,6 @@ static int parse_fixed(struct nw_lines *l, bool *to, const char *yes, const char
 static int parse_profile_line(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
 {
 	const char *key = l->word[0];
-
 	if (strcmp(key, "bind") == 0) return parse_bind(l, p, NW_BIND, e);
 	if (strcmp(key, "slave") == 0) return parse_bind(l, p, NW_SLAVE, e);
 	if (strcmp(key, "link") == 0) return parse_link(l, p, e);
@@ -358,7 +341,6 @@ int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile
 	struct nw_profile *now = NULL;
 	struct nw_lines l;
 	int r;
-
 	memset(p, 0, sizeof *p);
 	if (len > NW_FILE_MAX) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "longer than %u bytes", NW_FILE_MAX);
 	nw_lines_begin(&l, text, len);

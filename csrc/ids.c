@@ -6,7 +6,6 @@
 int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e)
 {
 	char path[2 * NW_PATH];
-
 	snprintf(path, sizeof path, "%s/%s", r->guard.policy, name);
 	*program = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
 	if (!*program) return -1;
@@ -21,7 +20,6 @@ static int set_caps(uint64_t effective)
 {
 	struct __user_cap_header_struct h = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct __user_cap_data_struct d[2] = { 0 };
-
 	d[0].effective = d[0].permitted = (uint32_t)effective;
 	d[1].effective = d[1].permitted = (uint32_t)(effective >> 32);
 	return (int)syscall(SYS_capset, &h, d);
@@ -32,7 +30,6 @@ int nwp_drop_bounding(void)
 {
 	for (int cap = 0; cap < 64; cap++) {
 		int in = prctl(PR_CAPBSET_READ, cap);
-
 		if (in < 0) break;
 		if (in && prctl(PR_CAPBSET_DROP, cap) && errno != EPERM)
 			return -1; /* EPERM: no CAP_SETPCAP; no_new_privs makes the bounding set moot then */
@@ -50,7 +47,6 @@ int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_gr
 {
 	uid_t r, e, s;
 	gid_t rg, eg, sg;
-
 	if (!keep_groups && setgroups((size_t)n, groups)) return -1;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(0)) return -1;
 	if (getresuid(&r, &e, &s) || getresgid(&rg, &eg, &sg) || r != uid || e != uid || s != uid || rg != gid || eg != gid || sg != gid) return -1;
@@ -73,7 +69,6 @@ static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t insi
 	char *argv[] = { (char *)(uintptr_t)tool, p, (char *)"0", o, (char *)"1", i, f, c, NULL }, *env[] = { NULL };
 	pid_t child;
 	int status;
-
 	snprintf(p, sizeof p, "%d", (int)pid);
 	snprintf(o, sizeof o, "%u", own);
 	snprintf(i, sizeof i, "%u", inside);
@@ -86,7 +81,6 @@ static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t insi
 static int write_map(pid_t pid, const char *name, const char *text)
 {
 	char path[64];
-
 	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
 	return nwp_write_file(path, text);
 }
@@ -99,7 +93,6 @@ int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e)
 	uint32_t from = id->block > 1 ? 1 : id->inside_uid, n = id->block > 1 ? id->block - 1 : 1, out = id->block > 1 ? id->first + 1 : id->first;
 	char uid[64], gid[64];
 	int bad;
-
 	if (!r->launcher->privileged && id->uid != r->caller.uid) {
 		bad = run_newidmap("/usr/bin/newuidmap", pid, r->caller.uid, from, out, n) ||
 		      run_newidmap("/usr/bin/newgidmap", pid, r->caller.gid, from, out, n);

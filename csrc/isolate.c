@@ -16,7 +16,6 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e)
 {
 	char line[512] = "", *path, *nl;
 	int fd;
-
 	if (!r->guard.cgroup[0]) return 0;
 	fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
 	for (FILE *f = fd < 0 ? NULL : fdopen(fd, "r"); f && (fgets(line, sizeof line, f) || (fclose(f), f = NULL));)
@@ -49,7 +48,6 @@ static int count_others(struct nw_run *r)
 	bool proc = false;
 	int n = 0;
 	DIR *d;
-
 	for (int i = 0; i < r->profile.n; i++) proc |= r->profile.op[i].kind == NW_PROC;
 	d = proc && r->profile.namespaces & NW_NS_PID ? opendir("/proc") : NULL;
 	for (struct dirent *x; d && (x = readdir(d));) n += isdigit((unsigned char)x->d_name[0]) && strcmp(x->d_name, "1");
@@ -61,7 +59,6 @@ static void __attribute__((noreturn)) reap(struct nw_run *r, int sock, pid_t pay
 {
 	struct nw_msg m = { .what = NW_NEWS_EXIT };
 	pid_t p;
-
 	for (;;) {
 		p = waitpid(-1, &m.status, 0);
 		if (p == payload) break;
@@ -77,7 +74,6 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
 	char go;
 	pid_t p;
-
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || read(sock, &go, 1) != 1 || prctl(PR_SET_NAME, "nodewrap-init"))
 		_exit(124); /* the launcher is gone: read() saw the end of its socket */
 	/* Real root keeps the pilot from signalling init; without privilege init is root, or the one mapped id, of its namespace. */
@@ -103,7 +99,6 @@ static uint64_t clone_flags(const struct nw_run *r)
 {
 	static const uint64_t flag[] = { CLONE_NEWPID, CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWNET };
 	uint64_t flags = !r->launcher->privileged && (r->profile.namespaces || r->decision.mode == NW_MAP) ? CLONE_NEWUSER : 0;
-
 	for (int i = 0; i < 6; i++)
 		if (r->profile.namespaces & 1u << i) flags |= flag[i];
 	return flags;
@@ -114,7 +109,6 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	struct clone_args a = { .flags = clone_flags(r) | CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = (uint64_t)(uintptr_t)&r->init_fd };
 	int init[2], payload[2], on = 1;
 	char path[64];
-
 	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, init) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, payload) ||
 		setsockopt(payload[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof on))
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "socketpair: %s", strerror(errno));
@@ -152,7 +146,6 @@ static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e)
 	struct iovec v = { m, sizeof *m };
 	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
 	ssize_t n = -1;
-
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
 	if (p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
@@ -177,7 +170,6 @@ static int say(int sock)
 static int until_ready(struct nw_run *r, struct nw_err *e)
 {
 	struct nw_msg m;
-
 	do {
 		if (news(r, &m, e)) return -1;
 		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || say(r->payload_sock))) return -1;
@@ -194,7 +186,6 @@ int nwp_start(struct nw_run *r, struct nw_err *e)
 	void *filter = NULL;
 	size_t len = 0;
 	int bad;
-
 	if (r->profile.seccomp[0] && nwp_seccomp_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	bad = landlock_check(r, e) || make_cgroup(r, e) || nwp_relay_open(r) || clone_init(r, filter, len, e);
@@ -210,7 +201,6 @@ int nwp_go(struct nw_run *r, struct nw_err *e)
 {
 	struct nw_msg m;
 	ssize_t n;
-
 	r->started_us = nwp_realtime_us();
 	if (say(r->payload_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
 	n = recv(r->payload_sock, &m, sizeof m, 0);

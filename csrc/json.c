@@ -22,7 +22,6 @@ static void puts_(struct nw_json *j, const char *s)
 static int sequence(const unsigned char *s, unsigned *c)
 {
 	int n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
-
 	*c = n == 1 ? s[0] : n == 2 ? s[0] & 0x1fu : n == 3 ? s[0] & 0xfu : s[0] & 7u;
 	for (int i = 1; i < n; i++) {
 		if ((s[i] & 0xc0) != 0x80) return 0; /* also stops at the final NUL */
@@ -43,13 +42,11 @@ static bool quoted(struct nw_json *j, const char *string)
 {
 	const unsigned char *s = (const unsigned char *)string;
 	bool valid = true;
-
 	put(j, "\"", 1);
 	while (*s) {
 		unsigned c;
 		int n = sequence(s, &c);
 		char esc[8];
-
 		if (n == 0) {
 			puts_(j, "\xef\xbf\xbd");
 			valid = false;
@@ -73,12 +70,10 @@ static void base64(struct nw_json *j, const char *string)
 	static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 	const unsigned char *s = (const unsigned char *)string;
 	size_t left = strlen(string);
-
 	put(j, "\"", 1);
 	for (; left > 0; s += 3, left = left > 3 ? left - 3 : 0) {
 		unsigned v = (unsigned)s[0] << 16 | (left > 1 ? (unsigned)s[1] << 8 : 0) | (left > 2 ? s[2] : 0);
 		char q[4] = { digit[v >> 18], digit[v >> 12 & 63], left > 1 ? digit[v >> 6 & 63] : '=', left > 2 ? digit[v & 63] : '=' };
-
 		put(j, q, 4);
 	}
 	put(j, "\"", 1);
@@ -96,14 +91,12 @@ static void name(struct nw_json *j, const char *s, size_t n)
 static size_t parent(const char *s)
 {
 	const char *dot = strrchr(s, '.');
-
 	return dot ? (size_t)(dot - s) : 0;
 }
 
 static bool is_prefix(const char *open, const char *path)
 {
 	size_t n = strlen(open);
-
 	return n == 0 || (strncmp(open, path, n) == 0 && path[n] == '.');
 }
 
@@ -111,7 +104,6 @@ static bool is_prefix(const char *open, const char *path)
 static void member(struct nw_json *j, const char *path, const char *suffix)
 {
 	size_t want = parent(path);
-
 	while (!is_prefix(j->open, path)) {
 		j->open[parent(j->open)] = 0;
 		put(j, "}", 1);
@@ -119,7 +111,6 @@ static void member(struct nw_json *j, const char *path, const char *suffix)
 	}
 	while (strlen(j->open) < want) {
 		size_t from = strlen(j->open) ? strlen(j->open) + 1 : 0, n = strcspn(path + from, ".");
-
 		name(j, path + from, n);
 		put(j, "\":{", 3);
 		j->first = true;
@@ -156,7 +147,6 @@ void nw_json_string(struct nw_json *j, const char *path, const char *s)
 void nw_json_int(struct nw_json *j, const char *path, int64_t v)
 {
 	char n[24];
-
 	member(j, path, "");
 	snprintf(n, sizeof n, "%lld", (long long)v);
 	puts_(j, n);
@@ -171,7 +161,6 @@ void nw_json_bool(struct nw_json *j, const char *path, bool v)
 void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n)
 {
 	bool valid = true;
-
 	member(j, path, "");
 	put(j, "[", 1);
 	for (int i = 0; i < n; i++) {

@@ -4,6 +4,5 @@
 int main(int argc, char **argv)
 {
 	static const struct nw_launcher setuid_root = { "setuid", true };
-
 	return nwp_main(&setuid_root, argc, argv);
 }

@@ -4,6 +4,5 @@
 int main(int argc, char **argv)
 {
 	static const struct nw_launcher userns = { "userns", false };
-
 	return nwp_main(&userns, argc, argv);
 }

@@ -6,7 +6,6 @@ static int open_dir(struct nw_run *r, const char *name, struct nw_err *e)
 {
 	uid_t owner = nwp_trusted_owner(r);
 	int state = nwp_open_trusted(r->guard.state, owner, O_PATH | O_DIRECTORY, e), dir;
-
 	if (state < 0) return -1;
 	if (mkdirat(state, name, 0700) && errno != EEXIST)
 		nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/%s: %s; see state in the guard", r->guard.state, name, strerror(errno));
@@ -23,7 +22,6 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_
 	char name[16];
 	struct stat st;
 	int fd;
-
 	snprintf(name, sizeof name, "%u", id);
 	fd = openat(dir, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: %s", r->guard.state, name, strerror(errno));
@@ -45,11 +43,9 @@ static int lease_account(struct nw_run *r, int dir, struct nw_err *e)
 {
 	struct nw_decision *d = &r->decision;
 	uint64_t start = nwp_realtime_us(); /* begin anywhere, so that callers do not queue for the first */
-
 	for (int i = 0; i < d->accounts; i++) {
 		const struct nw_account *a = &d->account[(start + (uint64_t)i) % (uint64_t)d->accounts];
 		int got = d->exclusive ? lock_id(r, dir, a->uid, a->uid, e) : 1;
-
 		if (got < 0) return -1;
 		if (got) {
 			r->id = (struct nw_identity){ a->uid, a->gid, a->uid, a->gid, 1, a->uid, a, r->id.lock };
@@ -64,7 +60,6 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e)
 	const struct nw_mapping *m = &r->decision.map;
 	struct nw_ranges own = { 1, { { m->first, m->first + m->count - 1 } } };
 	const struct nw_ranges *from = r->launcher->privileged ? &r->guard.map_uid : &own;
-
 	if (!r->launcher->privileged && m->count == 0) { /* one id: the caller's, seen as another inside */
 		r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, m->inside_uid, m->inside_gid, 1, r->caller.uid, NULL, -1 };
 		return 0;
@@ -73,7 +68,6 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e)
 		for (uint64_t first = from->r[i].first; first + m->size - 1 <= from->r[i].last; first += m->size) {
 			uint32_t f = (uint32_t)first, at = m->size > 1 ? m->inside_uid : 0;
 			int got = lock_id(r, dir, f, f + at, e);
-
 			if (got < 0) return -1;
 			if (got) {
 				r->id = (struct nw_identity){ f + at, f + (m->size > 1 ? m->inside_gid : 0), m->inside_uid, m->inside_gid, m->size, f,
@@ -88,7 +82,6 @@ static int write_lease(struct nw_run *r, struct nw_err *e)
 {
 	char text[NW_PATH * 3 + 2048], name[64];
 	int dir = open_dir(r, "leases", e), n;
-
 	if (dir < 0) return -1;
 	snprintf(name, sizeof name, "%s.lease", r->run);
 	snprintf(r->lease, sizeof r->lease, "%s/leases/%.50s", r->guard.state, name);
@@ -99,7 +92,6 @@ static int write_lease(struct nw_run *r, struct nw_err *e)
 	r->lease_fd = openat(dir, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (r->lease_fd < 0 || flock(r->lease_fd, LOCK_EX | LOCK_NB) || nwp_write_all(r->lease_fd, text, (size_t)n) || fsync(r->lease_fd)) {
 		int err = errno;
-
 		unlinkat(dir, name, 0);
 		close(dir);
 		return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s: %s; without a durable lease nothing is started", r->lease, strerror(err));
@@ -111,7 +103,6 @@ static int write_lease(struct nw_run *r, struct nw_err *e)
 int nwp_lease(struct nw_run *r, struct nw_err *e)
 {
 	int dir = open_dir(r, "ids", e), bad = 0;
-
 	if (dir < 0) return -1;
 	r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, r->caller.uid, r->caller.gid, 1, r->caller.uid, NULL, -1 };
 	if (r->decision.mode == NW_SWITCH) bad = lease_account(r, dir, e);

@@ -30,7 +30,6 @@ int nw_lines_next(struct nw_lines *l, struct nw_err *e)
 {
 	while (l->p < l->end) {
 		char *line = l->p, *nl = memchr(line, '\n', (size_t)(l->end - line));
-
 		if (++l->number > NW_FILE_LINES) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "more than %d lines", NW_FILE_LINES);
 		if (!nl) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "line %d: no newline at the end", l->number);
 		if (nl - line > NW_LINE_MAX)
@@ -49,11 +48,9 @@ int nw_lines_next(struct nw_lines *l, struct nw_err *e)
 int nw_number(const char *s, uint64_t max, uint64_t *v)
 {
 	uint64_t n = 0;
-
 	if (!*s || (s[0] == '0' && s[1])) return -1;
 	for (; *s; s++) {
 		unsigned d = (unsigned)(*s - '0');
-
 		if (*s < '0' || *s > '9' || n > max / 10 || n * 10 > max - d) return -1;
 		n = n * 10 + d;
 	}
@@ -65,7 +62,6 @@ int nw_octal(const char *s, uint32_t *v)
 {
 	uint32_t n = 0;
 	int digits = 0;
-
 	for (; *s; s++, digits++) {
 		if (*s < '0' || *s > '7' || digits == 4) return -1;
 		n = n << 3 | (uint32_t)(*s - '0');

@@ -26,7 +26,6 @@ static int follow(int fd, char *rest, const char *path, struct nw_err *e)
 {
 	char target[PATH_MAX], tail[PATH_MAX];
 	ssize_t n = readlinkat(fd, "", target, sizeof target - 1);
-
 	if (n < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot read a link: %s", path, strerror(errno));
 	target[n] = 0;
 	snprintf(tail, sizeof tail, "%s", rest);
@@ -39,7 +38,6 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 	char rest[PATH_MAX], part[NAME_MAX + 1];
 	int dir = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), links = 0, fd;
 	struct stat st;
-
 	if (dir < 0 || path[0] != '/' || snprintf(rest, sizeof rest, "%s", path) >= PATH_MAX) {
 		nwp_close(&dir);
 		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
@@ -49,7 +47,6 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 		char *p = rest + strspn(rest, "/");
 		size_t n = strcspn(p, "/");
 		bool last = p[n + strspn(p + n, "/")] == 0;
-
 		if (n == 0 || n > NAME_MAX || (n == 2 && p[0] == '.' && p[1] == '.')) {
 			nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: names no file, or leads through \"..\"", path);
 			goto fail;
@@ -70,7 +67,6 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			char target[2];
 			bool absolute = readlinkat(fd, "", target, 1) == 1 && target[0] == '/';
 			int bad = ++links > LINKS ? nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: too many links", path) : follow(fd, rest, path, e);
-
 			close(fd);
 			if (bad) goto fail;
 			if (absolute) {
@@ -102,7 +98,6 @@ char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, s
 	struct stat st;
 	char *text;
 	ssize_t n;
-
 	if (fd < 0) return NULL;
 	text = malloc(max + 2);
 	if (!text || fstat(fd, &st) || !S_ISREG(st.st_mode)) {

@@ -13,7 +13,6 @@ static void __attribute__((noreturn)) give_up(int sock, int code, int exit, cons
 {
 	struct nw_msg m = { .what = NW_NEWS_ERROR };
 	int err = errno;
-
 	nw_fail(&m.err, exit, id, "%s %s: %s", what, detail, strerror(err));
 	_exit(nwp_write_all(sock, &m, sizeof m) ? 125 : code);
 }
@@ -22,7 +21,6 @@ static int close_abstract(void)
 {
 	struct ruleset rules = { 0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET };
 	int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0), bad;
-
 	if (fd < 0) return -1;
 	bad = (int)syscall(SYS_landlock_restrict_self, fd, 0);
 	close(fd);
@@ -35,7 +33,6 @@ static int write_file(const struct nw_file *f)
 	struct stat st;
 	bool bad = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 || fchmod(fd, f->mode) ||
 		   ftruncate(fd, 0) || nwp_write_all(fd, f->content, f->len);
-
 	if (fd >= 0 && bad && errno == 0) errno = EEXIST; /* somebody else's file, or not a file: never overwritten */
 	if (fd >= 0 && close(fd)) bad = true;
 	return bad ? -1 : 0;
@@ -45,10 +42,8 @@ static int write_file(const struct nw_file *f)
 static int apply_limits(struct nw_run *r)
 {
 	struct nw_decision *d = &r->decision;
-
 	for (int i = 0; i < d->limits; i++) {
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
-
 		if (l->rlim_max > d->limit[i].value) l->rlim_max = d->limit[i].value;
 		if (l->rlim_cur > l->rlim_max) l->rlim_cur = l->rlim_max;
 	}
@@ -63,7 +58,6 @@ static char **build_env(struct nw_run *r)
 	const struct nw_account *a = r->id.account;
 	char **env = calloc((size_t)(d->keeps + d->sets + NW_ACCOUNT_SET) + 1, sizeof *env);
 	int n = 0;
-
 	for (int i = 0; env && i < d->keeps; i++) env[n++] = r->caller.env[d->keep[i]];
 	for (int i = 0; env && i < d->sets; i++) env[n++] = (char *)(uintptr_t)d->set[i];
 	for (int i = 0; env && a && i < a->sets; i++) env[n++] = (char *)(uintptr_t)a->set[i];
@@ -76,12 +70,10 @@ static void search_and_exec(const char *name, char **argv, char **env)
 	const char *path = "/usr/local/bin:/usr/bin:/bin";
 	char full[4096];
 	int err = ENOENT;
-
 	for (char **v = env; *v; v++)
 		if (strncmp(*v, "PATH=", 5) == 0) path = *v + 5;
 	for (const char *p = path; *name; p += strcspn(p, ":"), p += *p == ':') {
 		size_t n = strcspn(p, ":");
-
 		if (n && snprintf(full, sizeof full, "%.*s/%s", (int)n, p, name) < (int)sizeof full) {
 			execve(full, argv, env);
 			if (errno != ENOENT && errno != ENOTDIR) err = errno;
@@ -95,7 +87,6 @@ static int enter_directory(struct nw_run *r)
 {
 	const struct nw_decision *d = &r->decision;
 	const char *first = d->cwd ? d->cwd : d->workdir;
-
 	if (first) return chdir(first);
 	if (r->id.account && r->id.account->home && chdir(r->id.account->home) == 0)
 		return 0; /* a home that is missing is no reason to fail (glexec(1)) */
@@ -105,7 +96,6 @@ static int enter_directory(struct nw_run *r)
 static int take_std(struct nw_run *r, int *sock)
 {
 	int high = fcntl(*sock, F_DUPFD_CLOEXEC, 10);
-
 	for (int i = 0; i < 3; i++)
 		if (dup2(r->std[i], i) != i || (r->std[i] == i && fcntl(i, F_SETFD, 0))) return -1;
 	if (high < 0 || dup2(high, 3) != 3 || fcntl(3, F_SETFD, FD_CLOEXEC) || close_range(4, ~0u, 0)) return -1;
@@ -120,7 +110,6 @@ static void change_ids(struct nw_run *r, int sock)
 	bool inside = r->userns >= 0 || r->decision.mode == NW_MAP, own_groups = id->uid == r->caller.uid;
 	uid_t uid = inside ? id->inside_uid : id->uid;
 	gid_t gid = inside ? id->inside_gid : id->gid;
-
 	if (nwp_drop_bounding() || nwp_become(uid, gid, a ? a->group : NULL, a ? a->groups : 0, own_groups))
 		give_up(sock, 125, NW_INTERNAL, "NW-IDS", "cannot become", "the payload's user");
 }
@@ -130,7 +119,6 @@ static void await_maps(struct nw_run *r, int sock)
 {
 	struct nw_msg m = { .what = NW_NEWS_MAP };
 	char go;
-
 	if (!(r->launcher->privileged && r->decision.mode == NW_MAP)) return;
 	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1) _exit(125);
 }
@@ -141,7 +129,6 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len)
 	char **argv = r->caller.argv + r->decision.argv_from, **env, go, loginuid[16];
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	sigset_t none;
-
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
 	if (setsid() < 0 || !(env = build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	await_maps(r, sock);

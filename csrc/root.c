@@ -11,7 +11,6 @@ static int fail(struct nw_err *e, const char *what, const char *path)
 static int set_flags(int fd, uint64_t set, uint64_t clear, uint64_t propagation, bool recursive)
 {
 	struct mount_attr a = { .attr_set = set, .attr_clr = clear, .propagation = propagation };
-
 	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &a, sizeof a);
 }
 
@@ -20,11 +19,9 @@ static int target(int root, const char *path, bool dir, struct nw_err *e)
 {
 	char part[NAME_MAX + 1];
 	int at = dup(root), next;
-
 	for (const char *p = path + strspn(path, "/"); *p && at >= 0; p += strspn(p, "/")) {
 		size_t n = strcspn(p, "/");
 		bool last = p[n + strspn(p + n, "/")] == 0;
-
 		if (n > NAME_MAX) break;
 		memcpy(part, p, n);
 		part[n] = 0;
@@ -32,7 +29,6 @@ static int target(int root, const char *path, bool dir, struct nw_err *e)
 		next = openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		if (next < 0 && errno == ENOENT) {
 			int made = last && !dir ? mknodat(at, part, S_IFREG | 0444, 0) : mkdirat(at, part, 0755);
-
 			next = made ? -1 : openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		}
 		close(at);
@@ -49,7 +45,6 @@ static int target(int root, const char *path, bool dir, struct nw_err *e)
 static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e)
 {
 	int to = target(root, path, dir, e), bad;
-
 	if (to < 0) {
 		close(mnt);
 		return -1;
@@ -64,7 +59,6 @@ static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *
 static int new_fs(const char *type, const char *const *options, uint64_t flags)
 {
 	int fs = fsopen(type, FSOPEN_CLOEXEC), mnt = -1;
-
 	if (fs < 0) return -1;
 	for (; *options; options += 2)
 		if (fsconfig(fs, FSCONFIG_SET_STRING, options[0], options[1], 0)) goto out;
@@ -79,7 +73,6 @@ static int copy_host(const char *path, unsigned flags, bool slave, bool device, 
 {
 	struct stat st;
 	int mnt = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
-
 	if (mnt < 0) return errno == ENOENT && flags & NW_OP_OPTIONAL ? -2 : fail(e, "cannot show", path);
 	uint64_t set = MOUNT_ATTR_NOSUID | (device ? MOUNT_ATTR_NOEXEC : MOUNT_ATTR_NODEV) | (flags & NW_OP_RW ? 0 : MOUNT_ATTR_RDONLY);
 	if (fstat(mnt, &st) || set_flags(mnt, set, 0, slave ? 0 : MS_PRIVATE, true)) {
@@ -95,7 +88,6 @@ static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
 	char mode[16], size[32];
 	const char *options[] = { "mode", mode, "size", size, NULL };
 	int mnt;
-
 	snprintf(mode, sizeof mode, "%o", op->mode);
 	snprintf(size, sizeof size, "%llu", (unsigned long long)op->size);
 	mnt = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
@@ -116,7 +108,6 @@ static int dev_base(int root, struct nw_err *e)
 	};
 	static const char *const options[] = { "ptmxmode", "0666", "mode", "0620", NULL };
 	int at = target(root, "/dev", true, e), mnt;
-
 	for (size_t i = 0; at >= 0 && i < sizeof link / sizeof *link; i++)
 		if (symlinkat(link[i].to, at, link[i].name)) {
 			nwp_close(&at);
@@ -132,7 +123,6 @@ static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
 	char path[NW_PATH + 8];
 	bool dir;
 	int mnt;
-
 	if (dev_base(root, e)) return -1;
 	snprintf(path, sizeof path, "/dev/%s", op->path);
 	mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
@@ -143,7 +133,6 @@ static int do_kernel_fs(int root, const char *type, const char *path, struct nw_
 {
 	static const char *const none[] = { NULL };
 	int mnt = new_fs(type, none, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
-
 	return mnt < 0 ? fail(e, type, "cannot be mounted") : attach(root, mnt, path, true, e);
 }
 
@@ -152,7 +141,6 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	const char *home;
 	bool dir;
 	int mnt, at;
-
 	switch (op->kind) {
 	case NW_TMPFS: return do_tmpfs(root, op, e);
 	case NW_DEV: return do_dev(root, op, e);
@@ -161,7 +149,6 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	case NW_LINK: {
 		const char *name = strrchr(op->path, '/') + 1;
 		char parent[NW_PATH];
-
 		snprintf(parent, sizeof parent, "%.*s", (int)(name - op->path), op->path);
 		at = target(root, parent, true, e);
 		mnt = at < 0 || symlinkat(op->arg, at, name);
@@ -184,7 +171,6 @@ static int callers(int root, const struct nw_dir *d, struct nw_err *e)
 {
 	struct stat st;
 	int mnt = d->mnt, fd;
-
 	if (mnt < 0) {
 		fd = nwp_openat2(AT_FDCWD, d->path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 		if (fd < 0 || fstat(fd, &st)) return fail(e, "cannot open", d->path);
@@ -203,7 +189,6 @@ static int loopback_up(struct nw_err *e)
 {
 	struct ifreq q = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
 	int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), bad = s < 0 || ioctl(s, SIOCSIFFLAGS, &q);
-
 	nwp_close(&s);
 	return bad ? nw_fail(e, NW_INTERNAL, "NW-NETWORK", "cannot bring up loopback: %s", strerror(errno)) : 0;
 }
@@ -212,7 +197,6 @@ int nwp_build_root(struct nw_run *r, struct nw_err *e)
 {
 	static const char *const options[] = { "mode", "0755", "size", "16m", NULL };
 	int root, mnt;
-
 	if (r->profile.namespaces & NW_NS_NET && loopback_up(e)) return -1;
 	if (r->profile.hostname[0] && r->profile.namespaces & NW_NS_UTS && sethostname(r->profile.hostname, strlen(r->profile.hostname)))
 		return fail(e, "cannot set the host name", r->profile.hostname);

@@ -11,7 +11,6 @@ static void tell(const struct nw_err *e)
 {
 	char line[700];
 	int n = snprintf(line, sizeof line, "nodewrap: %s: %s\n", e->code, e->text);
-
 	nwp_write_all(2, line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
 }
 
@@ -21,7 +20,6 @@ static int read_guard(struct nw_run *r, struct nw_err *e)
 	const char *path = NW_GUARD;
 	size_t len;
 	char *text;
-
 	for (char **v = r->caller.env; !r->launcher->privileged && *v; v++)
 		if (strncmp(*v, "NODEWRAP_GUARD=/", 16) == 0) path = *v + 15;
 	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
@@ -30,7 +28,6 @@ static int read_guard(struct nw_run *r, struct nw_err *e)
 	free(text);
 	if (bad) {
 		char why[sizeof e->text];
-
 		memcpy(why, e->text, sizeof why);
 		return nw_fail(e, e->exit, e->code, "%s: %.300s", path, why);
 	}
@@ -48,7 +45,6 @@ static int read_profile(struct nw_run *r, struct nw_err *e)
 	size_t len;
 	char *text;
 	int bad;
-
 	snprintf(path, sizeof path, "%s/profiles", r->guard.policy);
 	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
 	if (!text) return -1;
@@ -62,7 +58,6 @@ static int check(struct nw_run *r, struct nw_err *e)
 {
 	struct nw_decision *d = &r->decision;
 	int fd = d->status_fd;
-
 	if (nw_decision_check(d, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e)) return -1;
 	if (fd > 2 && (fd >= NW_STATUS_FDS || !(r->caller.open[fd / 64] & 1ull << fd % 64))) {
 		d->status_fd = -1;
@@ -77,7 +72,6 @@ static int answer(struct nw_run *r, struct nw_err *e)
 	static const int exits[] = { [NW_DENY] = NW_DENIED, [NW_MISTAKE] = NW_USAGE, [NW_ERROR] = NW_INTERNAL };
 	struct nw_decision *d = &r->decision;
 	struct nw_err lost;
-
 	if (d->verdict == NW_PERMIT) return -1;
 	if (d->verdict == NW_SAY) return nwp_write_all(1, d->text ? d->text : "", d->text ? strlen(d->text) : 0) ? NW_INTERNAL : d->exit;
 	nw_fail(e, exits[d->verdict], d->code && d->code[0] ? d->code : "NW-DENIED", "%s", d->text ? d->text : "denied");
@@ -106,7 +100,6 @@ static bool finish(struct nw_run *r, bool started)
 {
 	struct nw_err lost = { 0 };
 	bool ok = true;
-
 	nwp_end_processes(r);
 	if (r->lease_fd >= 0) nwp_hand_back(r);
 	if (r->started_us) {
@@ -122,14 +115,12 @@ static bool finish(struct nw_run *r, bool started)
 static int exit_code(const struct nw_run *r)
 {
 	int code = WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 128 + WTERMSIG(r->status);
-
 	return code >= NW_USAGE && code <= NW_COLLIDES ? NW_COLLIDES : code;
 }
 
 static int refuse(struct nw_run *r, const struct nw_err *e)
 {
 	struct nw_err lost;
-
 	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->code, "NW-AUDIT")) tell(&lost);
 	tell(e);
 	r->ended = false;
@@ -142,7 +133,6 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv)
 	struct nw_run *r = &run;
 	struct nw_err e = { 0 };
 	int code;
-
 	r->launcher = l;
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
 	r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;

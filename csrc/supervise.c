@@ -17,7 +17,6 @@ static bool harmless(int fd, struct stat *st)
 static int relay(struct nw_run *r, int fd)
 {
 	int p[2], mine = fd == 0 ? 1 : 0;
-
 	if (pipe2(p, O_CLOEXEC)) return -1;
 	/* The payload may open /dev/stdout again: its own pipe is its own. */
 	if (r->launcher->privileged && (fchown(p[0], r->id.uid, r->id.gid) || fchown(p[1], r->id.uid, r->id.gid))) return -1;
@@ -29,7 +28,6 @@ static int relay(struct nw_run *r, int fd)
 int nwp_relay_open(struct nw_run *r)
 {
 	struct stat st, out;
-
 	for (int fd = 0; fd < 3; fd++) {
 		relays[fd] = (struct relay){ -1, -1 };
 		r->std[fd] = fd;
@@ -59,7 +57,6 @@ static void carry_out(struct relay *x)
 {
 	char buffer[65536];
 	ssize_t n = read(x->from, buffer, sizeof buffer);
-
 	if (n < 0 && errno == EINTR) return;
 	if (n <= 0 || nwp_write_all(x->to, buffer, (size_t)n)) stop_relay(x); /* nobody takes it: the payload gets SIGPIPE, as it would have */
 }
@@ -73,7 +70,6 @@ static struct {
 static void carry_in(struct relay *x)
 {
 	ssize_t n = held.n ? 1 : read(x->from, held.bytes, sizeof held.bytes);
-
 	if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
 	if (n <= 0) {
 		stop_relay(x);
@@ -101,7 +97,6 @@ static void kill_all(struct nw_run *r, const char *why)
 static void forward(struct nw_run *r, int fd)
 {
 	struct signalfd_siginfo s;
-
 	if (read(fd, &s, sizeof s) != sizeof s) return;
 	switch (s.ssi_signo) {
 	case SIGCHLD:
@@ -121,7 +116,6 @@ static void forward(struct nw_run *r, int fd)
 static void take_end(struct nw_run *r)
 {
 	struct nw_msg m;
-
 	if (recv(r->init_sock, &m, sizeof m, MSG_DONTWAIT) == (ssize_t)sizeof m && m.what == NW_NEWS_EXIT) {
 		r->status = m.status;
 		r->killed = m.killed;
@@ -133,7 +127,6 @@ static void take_end(struct nw_run *r)
 static int open_signals(void)
 {
 	sigset_t all;
-
 	sigfillset(&all);
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
@@ -141,14 +134,12 @@ static int open_signals(void)
 static int timeout(uint64_t wall, uint64_t kill)
 {
 	uint64_t now = nwp_now_ms(), next = wall < kill ? wall : kill;
-
 	return next == UINT64_MAX ? -1 : next <= now ? 0 : next - now > 3600000 ? 3600000 : (int)(next - now);
 }
 
 static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill)
 {
 	uint64_t now = nwp_now_ms();
-
 	if (now >= *wall) {
 		r->why = "wall";
 		signal_payload(r, SIGTERM);
@@ -175,11 +166,9 @@ void nwp_supervise(struct nw_run *r)
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
 	uint64_t wall = r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
 	int signals = open_signals(), pilot = r->caller.parent;
-
 	close_payload_ends(r);
 	while (r->init_sock >= 0) {
 		struct pollfd p[6] = { { signals, POLLIN, 0 }, { r->init_sock, POLLIN, 0 }, { pilot, POLLIN, 0 } };
-
 		p[3] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
 		for (int i = 1; i < 3; i++) p[3 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
 		if (poll(p, 6, timeout(wall, kill)) < 0 && errno != EINTR) kill_all(r, "error");

@@ -5,7 +5,6 @@
 uint64_t nwp_now_ms(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_BOOTTIME, &t);
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
@@ -13,7 +12,6 @@ uint64_t nwp_now_ms(void)
 uint64_t nwp_realtime_us(void)
 {
 	struct timespec t;
-
 	clock_gettime(CLOCK_REALTIME, &t);
 	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
@@ -28,7 +26,6 @@ int nwp_write_all(int fd, const void *p, size_t n)
 {
 	for (const char *s = p; n > 0;) {
 		ssize_t w = write(fd, s, n);
-
 		if (w < 0 && errno == EINTR) continue;
 		if (w <= 0) return -1;
 		s += w;
@@ -42,7 +39,6 @@ int nwp_write_file(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	ssize_t w;
-
 	if (fd < 0) return -1;
 	w = write(fd, text, strlen(text));
 	close(fd);
@@ -52,7 +48,6 @@ int nwp_write_file(const char *path, const char *text)
 int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
 	struct open_how how = { .flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve };
-
 	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
 }
 

@@ -26,7 +26,6 @@ struct walk {
 static void left(struct walk *w, const char *name)
 {
 	struct nw_tally *t = w->tally;
-
 	if (t->left < 4) snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
 	t->left++;
 }
@@ -36,7 +35,6 @@ static void left(struct walk *w, const char *name)
 static bool stays_inside(const struct walk *w, const char *to)
 {
 	size_t n = strlen(w->want->top), up = 0;
-
 	if (to[0] == '/') {
 		if (strncmp(to, w->want->top, n) || (to[n] && to[n] != '/')) return false;
 		to += n;
@@ -58,7 +56,6 @@ static void drop(struct walk *w, int dir, const char *name, uint64_t *count)
 static void give(struct walk *w, int dir, const char *name, const struct stat *st)
 {
 	const struct nw_walk *x = w->want;
-
 	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
 	if (fchownat(dir, name, x->to_uid, x->to_gid, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH))) left(w, *name ? name : ".");
 }
@@ -68,7 +65,6 @@ static void file(struct walk *w, int dir, const char *name, struct stat *st)
 	struct nw_tally *t = w->tally;
 	char to[4096];
 	ssize_t n;
-
 	if (w->want->neutralise) {
 		if (S_ISLNK(st->st_mode)) {
 			n = readlinkat(dir, name, to, sizeof to - 1);
@@ -91,7 +87,6 @@ static int push(struct walk *w, const struct stat *st)
 {
 	if (w->depth == w->room) {
 		struct level *more = realloc(w->stack, (w->room + 1024) * sizeof *more);
-
 		if (!more) return -1;
 		w->stack = more;
 		w->room += 1024;
@@ -105,7 +100,6 @@ static int enter(struct walk *w, int dir, const char *name, struct stat *st)
 {
 	const uint64_t how = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
 	int fd;
-
 	if ((st->st_mode & 0700) != 0700 && fchmodat(dir, name, (st->st_mode & 0777) | 0700, 0)) {
 		left(w, name);
 		return -1;
@@ -124,7 +118,6 @@ static int leave(struct walk *w, int dir)
 	int up = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	struct level *l;
 	struct stat st;
-
 	if (fstat(dir, &st) == 0) give(w, dir, "", &st);
 	close(dir);
 	w->depth--;
@@ -141,13 +134,11 @@ static int rest_of(struct walk *w, int dir)
 {
 	static _Alignas(8) char buffer[32768];
 	long n;
-
 	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0)
 		for (long at = 0; at < n;) {
 			struct entry *x = (struct entry *)(void *)(buffer + at);
 			struct stat st;
 			int below;
-
 			at += x->len;
 			w->stack[w->depth - 1].next = x->next;
 			if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0) continue;
@@ -174,7 +165,6 @@ void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t)
 	struct walk w = { want, t, NULL, 0, 0 };
 	int dir = openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
-
 	if (dir < 0 || fstat(dir, &st) || push(&w, &st)) {
 		left(&w, ".");
 		nwp_close(&dir);

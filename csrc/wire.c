@@ -6,7 +6,6 @@
 static uint64_t get_le(const unsigned char *p, int bytes)
 {
 	uint64_t v = 0;
-
 	for (int i = bytes - 1; i >= 0; i--) v = v << 8 | p[i];
 	return v;
 }
@@ -19,7 +18,6 @@ static void set_le(unsigned char *p, uint64_t v, int bytes)
 int nw_next(struct nw_reader *r, struct nw_field *f)
 {
 	size_t left = (size_t)(r->end - r->p), len;
-
 	if (left == 0) return 0;
 	if (left < NW_FIELD_HEADER) return -1;
 	len = (size_t)get_le(r->p + 2, 4);
@@ -53,7 +51,6 @@ static unsigned char *grow(struct nw_buf *b, size_t more)
 {
 	size_t cap = b->cap ? b->cap : 4096;
 	unsigned char *data;
-
 	if (b->failed || more > b->max - b->len) {
 		b->failed = true;
 		return NULL;
@@ -75,7 +72,6 @@ static unsigned char *grow(struct nw_buf *b, size_t more)
 void nw_put_bytes(struct nw_buf *b, unsigned tag, const void *value, size_t len)
 {
 	unsigned char *p = grow(b, NW_FIELD_HEADER + len);
-
 	if (!p) return;
 	set_le(p, tag, 2);
 	set_le(p + 2, len, 4);
@@ -90,7 +86,6 @@ void nw_put_string(struct nw_buf *b, unsigned tag, const char *s)
 void nw_put_int(struct nw_buf *b, unsigned tag, uint64_t v)
 {
 	unsigned char le[8];
-
 	set_le(le, v, 8);
 	nw_put_bytes(b, tag, le, sizeof le);
 }

