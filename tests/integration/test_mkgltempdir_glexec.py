@@ -41,7 +41,8 @@ def probe(setuid_site, tmp_path):
     site.guard(switch_uid=f"{user.uid}-{user.uid}", switch_gid=f"{user.gid}-{user.gid}", allow=["switch compat batch"], ca_dir=str(pki.ca_dir),
                voms_dir=str(pki.voms_dir))
     site.policy(POLICY.format(pilot=site.pilot.name, user=user.name))
-    site.pilot.home.chmod(0o711)  # as glexec's callers do (glideinWMS: chmod a+x on the whole path): the tests' homes are below /opt, which compat shows
+    # As glexec's callers do (glideinWMS: chmod a+x on the whole path): the tests' homes are below /opt, which the profile shows.
+    site.pilot.home.chmod(0o711)
     env = {"GLEXEC_CLIENT_CERT": str(proxy), "GLEXEC_LOCATION": None, "GLITE_LOCATION": None}
     yield lambda command, *words, **more: site.run([site.prefix / "bin" / command, *words], env={**env, **more.pop("env", {})}, **more)
     site.pilot.home.chmod(0o700)
@@ -76,7 +77,8 @@ def test_steps_of_the_cms_probe_pass(probe, setuid_site):
 def test_target_proxy_goes_into_the_temporary_directory(probe):
     inner = Path(done(probe("mkgltempdir", "-t", "777")))
     env = {"GLEXEC_TARGET_PROXY": str(inner / "user_proxy")}
-    assert done(probe("glexec", "/bin/sh", "-c", 'echo "$X509_USER_PROXY"; stat -c "%a" "$X509_USER_PROXY"', env=env)) == f"{inner / 'user_proxy'}\n600"
+    script = 'echo "$X509_USER_PROXY"; stat -c "%a" "$X509_USER_PROXY"'
+    assert done(probe("glexec", "/bin/sh", "-c", script, env=env)) == f"{inner / 'user_proxy'}\n600"
     (inner / "user_proxy").unlink()
     assert done(probe("glexec", env=env)) == ""
     assert b"PRIVATE KEY" in (inner / "user_proxy").read_bytes()
