@@ -21,7 +21,8 @@ import sys
 import time
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parents[1]
+from tests.files import CHECKOUT
+
 PREFIX = "nodewrap-test-"
 #: Above what distributions and systemd's dynamic users hand out, below the usual subordinate ranges.
 FIRST_ID, LAST_ID = 70000, 79999

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.files import CHECKOUT, checkout_files
 from tests.need import need
-from tests.site import CHECKOUT, command, exists
+from tests.site import command, exists
 
 FLAG_UNCHECKED_HASH = 0b01  # PEP 552: hash-based, check_source bit clear
 
@@ -157,6 +158,7 @@ def test_second_install_keeps_an_edited_policy_and_the_guard(prefix):
 
 
 def test_staged_install_makes_no_account_and_says_what_the_package_must_do(session, prefix, names):
+    need("root")  # another user stages the userns launcher, which needs nothing of the package
     stage = Path(f"{prefix}.stage")
     said = make("install", prefix, f"DESTDIR={stage}", *names)
     assert not prefix.exists()
@@ -178,13 +180,13 @@ def test_prefix_that_the_guard_cannot_carry_is_refused(session, prefix_name):
 
 def test_ordinary_user_installs_the_userns_launcher_alone_from_a_clone(session):
     """A clone of what is tracked, owned by the user: make install PREFIX=$HOME/x, with nothing of root's but the packages already fetched."""
-    need("root", "git")
+    need("root")
     user = session.accounts["outsider"]
     clone, prefix = user.home / "clone", user.home / "x"
-    files = command("git", "-C", CHECKOUT, "ls-files", "-co", "--exclude-standard").splitlines()
-    for name in filter(lambda name: (CHECKOUT / name).is_file(), files):
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(CHECKOUT / name, clone / name)
+    for path in checkout_files():
+        target = clone / path.relative_to(CHECKOUT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, target)
     command("chown", "-R", f"{user.uid}:{user.gid}", clone)
     ids = {"user": user.uid, "group": user.gid, "extra_groups": user.groups}
     environment = {"PATH": "/usr/bin:/bin", "HOME": str(user.home), **{key: value for key, value in os.environ.items() if key.startswith("PIP_")}}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from tests.files import CHECKOUT as ROOT
+from tests.files import checkout_files
 from tests.need import need, search_path
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
@@ -21,10 +20,8 @@ def root():
 
 @pytest.fixture(scope="session")
 def tracked():
-    """tracked(*globs): the files that git knows or would add, matching one of the globs."""
-    need("git")
-    names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
-    files = [ROOT / name for name in names if (ROOT / name).is_file()]
+    """tracked(*globs): the checkout's files that match one of the globs."""
+    files = checkout_files()
     return lambda *globs: [file for file in files if any(file.relative_to(ROOT).match(glob) for glob in globs)]
 
 
