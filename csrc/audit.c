@@ -5,8 +5,7 @@
 #define LINE 4096 /* one record at most; longer argument lists are cut */
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
-static void timestamp(char *to, size_t size, uint64_t us)
-{
+static void timestamp(char *to, size_t size, uint64_t us) {
 	time_t s = (time_t)(us / 1000000);
 	struct tm tm;
 	char date[32];
@@ -15,16 +14,14 @@ static void timestamp(char *to, size_t size, uint64_t us)
 	snprintf(to, size, "%s.%06uZ", date, (unsigned)(us % 1000000));
 }
 
-static void put_id(struct nw_json *j, const char *path, uint32_t id)
-{
+static void put_id(struct nw_json *j, const char *path, uint32_t id) {
 	char s[16];
 	snprintf(s, sizeof s, "%u", id);
 	nw_json_string(j, path, s);
 }
 
 /* The child's facts below one object; a repeated key becomes a list. */
-static void put_facts(struct nw_json *j, const struct nw_decision *d, const char *object)
-{
+static void put_facts(struct nw_json *j, const struct nw_decision *d, const char *object) {
 	size_t n = strlen(object);
 	for (int i = 0; i < d->facts; i++) {
 		const char *list[64];
@@ -43,18 +40,15 @@ static void put_facts(struct nw_json *j, const struct nw_decision *d, const char
 	}
 }
 
-static void put_process(struct nw_json *j, struct nw_run *r, bool ended, int args)
-{
+static void put_process(struct nw_json *j, struct nw_run *r, bool ended) {
 	struct nw_caller *c = &r->caller;
 	uint64_t from = r->decision.verdict == NW_PERMIT ? r->decision.argv_from : 0;
 	char s[40];
 	nw_json_string(j, "process.entity_id", r->run);
 	if (r->payload) nw_json_int(j, "process.pid", r->payload);
 	if (from < (uint64_t)c->argc) {
-		int n = c->argc - (int)from;
-		nw_json_string(j, "process.executable", strlen(c->argv[from]) < 1024 ? c->argv[from] : "");
-		nw_json_strings(j, "process.args", (const char *const *)c->argv + from, n < args ? n : args);
-		if (n > args) nw_json_int(j, "process.args_cut", n - args);
+		nw_json_string(j, "process.executable", c->argv[from]);
+		nw_json_strings(j, "process.args", (const char *const *)c->argv + from, c->argc - (int)from);
 	}
 	put_facts(j, &r->decision, "process");
 	if (r->started_us) {
@@ -68,8 +62,7 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended, int arg
 	}
 }
 
-static void put_isolation(struct nw_json *j, struct nw_run *r)
-{
+static void put_isolation(struct nw_json *j, struct nw_run *r) {
 	static const char *const kind[] = { "pid", "ipc", "uts", "cgroup", "mount", "net" }, *const how[] = { "plain", "idmap", "chown" };
 	const char *on[8];
 	int n = 0;
@@ -89,8 +82,7 @@ static void put_isolation(struct nw_json *j, struct nw_run *r)
 	if (r->degrades) nw_json_strings(j, "nodewrap.degrade", r->degrade, r->degrades);
 }
 
-static void put_cleanup(struct nw_json *j, struct nw_run *r)
-{
+static void put_cleanup(struct nw_json *j, struct nw_run *r) {
 	struct nw_tally *t = &r->tally;
 	const char *left[4];
 	int n = 0;
@@ -106,8 +98,7 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r)
 	nw_json_int(j, "nodewrap.cleanup.neutralised.foreign", (int64_t)t->foreign);
 }
 
-static void put_usage(struct nw_json *j, struct nw_run *r)
-{
+static void put_usage(struct nw_json *j, struct nw_run *r) {
 	const struct rusage *u = &r->usage;
 	char s[40];
 	snprintf(s, sizeof s, "%ld.%06ld", u->ru_utime.tv_sec + u->ru_stime.tv_sec + (u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1000000,
@@ -119,13 +110,12 @@ static void put_usage(struct nw_json *j, struct nw_run *r)
 	nw_json_int(j, "nodewrap.usage.rss_kb", u->ru_maxrss);
 }
 
-static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, int args, char *line, size_t max)
-{
+static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, size_t cap, char *line, size_t max) {
 	const struct nw_decision *d = &r->decision;
 	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0;
 	struct nw_json j;
 	char s[40];
-	nw_json_begin(&j, line, max);
+	nw_json_begin(&j, line, max, cap);
 	nw_json_int(&j, "event.sequence", (int64_t)sequence);
 	nw_json_string(&j, "event.action", action);
 	nw_json_string(&j, "event.kind", why || d->alarm ? "alert" : "event");
@@ -145,7 +135,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 		if (r->id.account) nw_json_string(&j, "user.name", r->id.account->name);
 		put_id(&j, "user.group.id", r->id.gid);
 	}
-	put_process(&j, r, ended, args);
+	put_process(&j, r, ended);
 	put_facts(&j, d, "rule");
 	nw_json_int(&j, "nodewrap.schema", 1);
 	nw_json_string(&j, "nodewrap.run.id", r->run);
@@ -170,8 +160,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 }
 
 /* The number of the last whole record, and where it ends: from the last bytes of the log. 0 when there is none. */
-static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn)
-{
+static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn) {
 	char tail[2 * LINE + 1];
 	struct stat st;
 	ssize_t n;
@@ -189,8 +178,7 @@ static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn)
 }
 
 /* The counter file outlives rotation of the log; the log itself wins when a crash came between the two. */
-static uint64_t counter(int fd, uint64_t set)
-{
+static uint64_t counter(int fd, uint64_t set) {
 	char s[32] = "";
 	if (set) {
 		snprintf(s, sizeof s, "%020llu\n", (unsigned long long)set);
@@ -199,8 +187,7 @@ static uint64_t counter(int fd, uint64_t set)
 	return pread(fd, s, sizeof s - 1, 0) > 0 ? strtoull(s, NULL, 10) : 0;
 }
 
-static int append(int log, const char *line, size_t n, off_t before)
-{
+static int append(int log, const char *line, size_t n, off_t before) {
 	ssize_t w = write(log, line, n);
 	if (w == (ssize_t)n) return 0;
 	if (w >= 0) errno = ENOSPC;
@@ -210,19 +197,17 @@ static int append(int log, const char *line, size_t n, off_t before)
 	return -1;
 }
 
-static int seal(struct nw_run *r, int log, uint64_t *sequence, off_t *size)
-{
+static int seal(struct nw_run *r, int log, uint64_t *sequence, off_t *size) {
 	struct nw_err torn = { .exit = 0, .code = "NW-AUDIT-TORN", .text = "a record before this one was cut short" };
 	char line[LINE + 1] = "\n";
-	size_t n = compose(r, "gap", &torn, *sequence + 1, 0, line + 1, LINE);
+	size_t n = compose(r, "gap", &torn, *sequence + 1, 64, line + 1, LINE);
 	if (n == 0 || append(log, line, n + 1, *size)) return -1;
 	*sequence += 1;
 	*size += (off_t)n + 1;
 	return 0;
 }
 
-static void to_syslog(const char *line, size_t n, int severity)
-{
+static void to_syslog(const char *line, size_t n, int severity) {
 	struct sockaddr_un a = { .sun_family = AF_UNIX, .sun_path = "/dev/log" };
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char m[LINE + 64];
@@ -232,8 +217,7 @@ static void to_syslog(const char *line, size_t n, int severity)
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
 }
 
-static int open_log(struct nw_run *r, int *count, struct nw_err *e)
-{
+static int open_log(struct nw_run *r, int *count, struct nw_err *e) {
 	const char *path = r->guard.audit, *slash = strrchr(path, '/');
 	char dir[NW_PATH];
 	int log = -1, at;
@@ -254,8 +238,7 @@ static int open_log(struct nw_run *r, int *count, struct nw_err *e)
 	return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; see audit in the guard", path, strerror(err));
 }
 
-static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e)
-{
+static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
 	char line[LINE];
 	uint64_t last = 0;
 	off_t size;
@@ -266,7 +249,8 @@ static int record(struct nw_run *r, const char *action, const struct nw_err *why
 	if (last_sequence(log, &last, &size, &torn)) goto out;
 	if (counter(count, 0) > last) last = counter(count, 0);
 	if (torn && seal(r, log, &last, &size)) goto out;
-	for (int args = 512; n == 0 && args >= 0; args = args ? args / 2 : -1) n = compose(r, action, why, last + 1, args, line, sizeof line);
+	/* What does not fit is written again with less of what callers say; docs/audit.md has the rule. */
+	for (size_t cap = LINE; n == 0 && cap >= 64; cap /= 2) n = compose(r, action, why, last + 1, cap, line, sizeof line);
 	if (n == 0) {
 		errno = EMSGSIZE;
 		goto out;
@@ -280,25 +264,22 @@ out:
 	return bad ? -1 : 0;
 }
 
-int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e)
-{
+int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
 	if (record(r, action, why, sync, e) == 0) return 0;
 	r->unrecorded = true;
 	return r->guard.audit_on_failure == NW_AUDIT_DENY ? -1 : 0;
 }
 
-void nwp_glexec_syslog(struct nw_run *r)
-{
+void nwp_glexec_syslog(struct nw_run *r) {
 	if (r->decision.syslog && r->guard.syslog) to_syslog(r->decision.syslog, strlen(r->decision.syslog), 6);
 }
 
-void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code)
-{
+void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code) {
 	struct nw_json j;
 	char line[LINE];
 	size_t n;
 	if (r->decision.status_fd < 0) return;
-	nw_json_begin(&j, line, sizeof line);
+	nw_json_begin(&j, line, sizeof line, 512);
 	nw_json_string(&j, "event", event);
 	nw_json_string(&j, "run", r->run);
 	if (why && why->code[0]) {

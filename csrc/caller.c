@@ -5,15 +5,13 @@
 extern char **environ;
 
 /* 0-2 must be something, or the first file we open becomes the payload's stdout (attack A02). */
-static int fill_std(void)
-{
+static int fill_std(void) {
 	for (int fd = 0; fd < 3; fd++)
 		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", O_RDWR) != fd) return -1;
 	return 0;
 }
 
-static int take_fds(struct nw_caller *c, struct nw_err *e)
-{
+static int take_fds(struct nw_caller *c, struct nw_err *e) {
 	if (fill_std()) return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "cannot open /dev/null: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
 	for (int fd = 3; fd < NW_STATUS_FDS; fd++)
 		if (fcntl(fd, F_GETFD) >= 0) c->open[fd / 64] |= 1ull << fd % 64;
@@ -22,8 +20,7 @@ static int take_fds(struct nw_caller *c, struct nw_err *e)
 	return 0;
 }
 
-static int take_signals(struct nw_err *e)
-{
+static int take_signals(struct nw_err *e) {
 	struct sigaction dfl = { .sa_handler = SIG_DFL }, ign = { .sa_handler = SIG_IGN };
 	sigset_t all;
 	sigfillset(&all);
@@ -34,8 +31,7 @@ static int take_signals(struct nw_err *e)
 	return 0;
 }
 
-static void widen(int resource, rlim_t want)
-{
+static void widen(int resource, rlim_t want) {
 	struct rlimit l;
 	if (getrlimit(resource, &l) || (l.rlim_cur >= want && want != RLIM_INFINITY)) return;
 	if (l.rlim_max != RLIM_INFINITY && (want == RLIM_INFINITY || l.rlim_max < want)) {
@@ -47,8 +43,7 @@ static void widen(int resource, rlim_t want)
 }
 
 /* Limits that would break us half-way are refused before anything is done (attacks A08, A09). */
-static int take_limits(struct nw_caller *c, struct nw_err *e)
-{
+static int take_limits(struct nw_caller *c, struct nw_err *e) {
 	static const struct {
 		int resource;
 		rlim_t need;
@@ -75,8 +70,7 @@ static int take_limits(struct nw_caller *c, struct nw_err *e)
 	return 0;
 }
 
-static int take_ids(struct nw_run *r, struct nw_err *e)
-{
+static int take_ids(struct nw_run *r, struct nw_err *e) {
 	struct nw_caller *c = &r->caller;
 	uid_t euid, suid;
 	gid_t egid, sgid;
@@ -110,8 +104,7 @@ static int take_ids(struct nw_run *r, struct nw_err *e)
 }
 
 /* The name of this run: UUIDv7 (RFC 9562 5.7), so that names sort by time. */
-static int name_run(struct nw_run *r, struct nw_err *e)
-{
+static int name_run(struct nw_run *r, struct nw_err *e) {
 	unsigned char b[16];
 	uint64_t ms = nwp_realtime_us() / 1000;
 	if (getrandom(b, sizeof b, 0) != sizeof b) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrandom: %s", strerror(errno));
@@ -123,8 +116,7 @@ static int name_run(struct nw_run *r, struct nw_err *e)
 	return 0;
 }
 
-void nwp_identify(struct nw_run *r)
-{
+void nwp_identify(struct nw_run *r) {
 	struct utsname u;
 	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
 	if (fd >= 0 && read(fd, r->boot, 36) != 36) r->boot[0] = 0;
@@ -133,15 +125,13 @@ void nwp_identify(struct nw_run *r)
 }
 
 /* Which process the pilot is: a pidfd, so that a thread's exit or a reused pid cannot mislead us (attacks A29, A30). */
-static void take_parent(struct nw_caller *c)
-{
+static void take_parent(struct nw_caller *c) {
 	c->ppid = getppid();
 	c->parent = c->ppid > 1 ? nwp_pidfd_open(c->ppid) : -1;
 	if (c->parent >= 0 && getppid() != c->ppid) nwp_close(&c->parent); /* it died in between, and this pid may be somebody else's */
 }
 
-int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
-{
+int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e) {
 	static char *nothing[] = { NULL };
 	struct nw_caller *c = &r->caller;
 	c->argc = argc;
@@ -164,8 +154,7 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e)
 }
 
 /* Only saves time: a wrong guess makes the child refuse what it would have to load late. No option is parsed here. */
-bool nw_wants_credentials(int argc, char *const *argv, char *const *env)
-{
+bool nw_wants_credentials(int argc, char *const *argv, char *const *env) {
 	static const char option[] = "--credential", variable[] = "GLEXEC_CLIENT_CERT=";
 	for (int i = 1; i < argc && strcmp(argv[i], "--"); i++)
 		if (strncmp(argv[i], option, sizeof option - 1) == 0) return true;
@@ -174,8 +163,7 @@ bool nw_wants_credentials(int argc, char *const *argv, char *const *env)
 	return false;
 }
 
-int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e)
-{
+int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e) {
 	struct nw_caller *c = &r->caller;
 	nw_frame_begin(b, NW_REQUEST_MAX);
 	nw_put_int(b, 1, 1);
@@ -200,8 +188,7 @@ int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e)
 
 /* File-system ids of the caller; the kernel takes CAP_DAC_* and the like away with them (capabilities(7)). setfsuid(2) reports
  * nothing, so the change is read back. The caller's supplementary groups are still ours. */
-int nwp_as_caller(const struct nw_run *r, bool on)
-{
+int nwp_as_caller(const struct nw_run *r, bool on) {
 	uid_t uid = on ? r->caller.uid : 0;
 	gid_t gid = on ? r->caller.gid : getegid();
 	if (!r->launcher->privileged) return 0;

@@ -4,18 +4,15 @@
 
 #include "decision.h"
 
-static int no(struct nw_err *e, const char *what)
-{
+static int no(struct nw_err *e, const char *what) {
 	return nw_fail(e, NW_INTERNAL, "NW-GUARD", "the decision leaves the guard: %s; compare the guard file with \"nodewrap policy show\"", what);
 }
 
-static bool is_path(const char *s)
-{
+static bool is_path(const char *s) {
 	return !s || s[0] == '/';
 }
 
-static int check_account(const struct nw_account *a, const struct nw_guard *g, uint32_t caller, struct nw_err *e)
-{
+static int check_account(const struct nw_account *a, const struct nw_guard *g, uint32_t caller, struct nw_err *e) {
 	if (!nw_in_ranges(&g->switch_uid, a->uid) || a->uid == caller) return no(e, "an account's uid is outside switch-uid, or the caller's own");
 	if (!nw_in_ranges(&g->switch_gid, a->gid)) return no(e, "an account's gid is outside switch-gid");
 	for (int i = 0; i < a->groups; i++)
@@ -24,8 +21,7 @@ static int check_account(const struct nw_account *a, const struct nw_guard *g, u
 	return 0;
 }
 
-static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool privileged, struct nw_err *e)
-{
+static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool privileged, struct nw_err *e) {
 	if (!m->set || m->size == 0 || m->size > 65536) return no(e, "map wants a block of 1 to 65536 ids");
 	if (m->inside_uid == 0 || m->inside_gid == 0 || m->inside_uid > 2147483647u || m->inside_gid > 2147483647u)
 		return no(e, "the id inside is 0 or too large");
@@ -35,8 +31,7 @@ static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool 
 	return 0;
 }
 
-static int check_identity(const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, struct nw_err *e)
-{
+static int check_identity(const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, struct nw_err *e) {
 	if (d->mode != NW_SWITCH && (d->accounts || d->exclusive)) return no(e, "accounts without mode switch");
 	if (d->mode != NW_MAP && d->map.set) return no(e, "a map without mode map");
 	if (d->mode == NW_MAP) return check_map(&d->map, g, privileged, e);
@@ -49,8 +44,7 @@ static int check_identity(const struct nw_decision *d, const struct nw_guard *g,
 }
 
 int nw_decision_check(
-	const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, uint64_t args, uint64_t envs, struct nw_err *e)
-{
+	const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, uint64_t args, uint64_t envs, struct nw_err *e) {
 	if (d->verdict != NW_PERMIT) return 0;
 	if (d->mode < 0 || !d->profile || !nw_in_names(&g->allow[d->mode], d->profile))
 		return no(e, "this mode with this profile is not on an \"allow\" line");

@@ -12,13 +12,11 @@ struct talk {
 	pid_t pid; /* 0: policyd */
 };
 
-static int lost(struct nw_err *e, const char *what)
-{
+static int lost(struct nw_err *e, const char *what) {
 	return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child %s; see syslog, \"nodewrap doctor\"", what);
 }
 
-static int await(struct talk *t, short events, struct nw_err *e)
-{
+static int await(struct talk *t, short events, struct nw_err *e) {
 	struct pollfd p = { t->sock, events, 0 };
 	for (;;) {
 		uint64_t now = nwp_now_ms();
@@ -28,8 +26,7 @@ static int await(struct talk *t, short events, struct nw_err *e)
 	}
 }
 
-static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, struct nw_err *e)
-{
+static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, struct nw_err *e) {
 	union {
 		char b[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
@@ -58,8 +55,7 @@ static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, st
 	return 0;
 }
 
-static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e)
-{
+static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e) {
 	while (n > 0) {
 		ssize_t got;
 		if (await(t, POLLIN, e)) return -1;
@@ -72,16 +68,14 @@ static int receive(struct talk *t, unsigned char *p, size_t n, struct nw_err *e)
 	return 0;
 }
 
-static int send_frame(struct talk *t, struct nw_buf *b, enum nw_frame type, int fd, struct nw_err *e)
-{
+static int send_frame(struct talk *t, struct nw_buf *b, enum nw_frame type, int fd, struct nw_err *e) {
 	int bad = nw_frame_end(b, type) ? lost(e, "needs more memory than there is") : send_all(t, b->data, b->len, fd, e);
 	nw_buf_free(b);
 	return bad;
 }
 
 /* A file that the caller named, with the caller's own rights, once (I4). Not a link, not in /proc (there "self" would be us). */
-static int open_for_caller(struct nw_run *r, const char *path)
-{
+static int open_for_caller(struct nw_run *r, const char *path) {
 	struct statfs fs;
 	int fd = -1, err;
 	if (path[0] == '/' && nwp_as_caller(r, true) == 0)
@@ -98,8 +92,7 @@ static int open_for_caller(struct nw_run *r, const char *path)
 }
 
 /* A public trust anchor by its name below a directory that the guard names; links may not lead out of it. */
-static int open_anchor(struct nw_run *r, const char *dir, const char *name)
-{
+static int open_anchor(struct nw_run *r, const char *dir, const char *name) {
 	struct nw_err e = { 0 };
 	int at = dir[0] ? nwp_open_trusted(dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, &e) : -1, fd;
 	if (at < 0) {
@@ -113,8 +106,7 @@ static int open_anchor(struct nw_run *r, const char *dir, const char *name)
 	return fd;
 }
 
-static int answer_open(struct talk *t, const unsigned char *body, size_t len, struct nw_err *e)
-{
+static int answer_open(struct talk *t, const unsigned char *body, size_t len, struct nw_err *e) {
 	struct nw_guard *g = &t->run->guard;
 	struct nw_reader r = { body, body + len };
 	struct nw_field kind, path;
@@ -145,8 +137,7 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 }
 
 /* The child's side of fork: nothing of ours, nothing of the caller's, its own ids, no way back, then the interpreter. */
-static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, const void *filter, size_t len)
-{
+static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, const void *filter, size_t len) {
 	const struct nw_guard *g = &r->guard;
 	const struct {
 		int resource;
@@ -170,8 +161,7 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	_exit(119);
 }
 
-static int spawn(struct talk *t, struct nw_err *e)
-{
+static int spawn(struct talk *t, struct nw_err *e) {
 	struct nw_run *r = t->run;
 	uid_t owner = nwp_trusted_owner(r);
 	int pair[2], fd;
@@ -193,8 +183,7 @@ static int spawn(struct talk *t, struct nw_err *e)
 	return 0;
 }
 
-static int connect_resident(struct talk *t, struct nw_err *e)
-{
+static int connect_resident(struct talk *t, struct nw_err *e) {
 	const struct nw_guard *g = &t->run->guard;
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct ucred peer;
@@ -210,8 +199,7 @@ static int connect_resident(struct talk *t, struct nw_err *e)
 	return 0;
 }
 
-static int exchange(struct talk *t, struct nw_err *e)
-{
+static int exchange(struct talk *t, struct nw_err *e) {
 	struct nw_caller *c = &t->run->caller;
 	unsigned char header[NW_FRAME_HEADER], *body = NULL;
 	uint32_t len, type;
@@ -244,8 +232,7 @@ static int exchange(struct talk *t, struct nw_err *e)
 	}
 }
 
-int nwp_ask(struct nw_run *r, struct nw_err *e)
-{
+int nwp_ask(struct nw_run *r, struct nw_err *e) {
 	struct talk t = { r, -1, nwp_now_ms() + r->guard.deadline_ms, 0 };
 	int bad = (r->guard.policyd[0] ? connect_resident(&t, e) : spawn(&t, e)) || exchange(&t, e);
 	nwp_close(&t.sock);

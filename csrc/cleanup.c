@@ -3,8 +3,7 @@
 
 #define PATIENCE_MS 10000 /* a process in uninterruptible sleep may take this long; then it is reported as left */
 
-static bool populated(struct nw_run *r)
-{
+static bool populated(struct nw_run *r) {
 	int fd = openat(r->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
 	char text[256] = "";
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
@@ -12,8 +11,7 @@ static bool populated(struct nw_run *r)
 	return n > 0 && strstr(text, "populated 1");
 }
 
-static void kill_cgroup(struct nw_run *r)
-{
+static void kill_cgroup(struct nw_run *r) {
 	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
 	if (fd >= 0 && write(fd, "1", 1) != 1) r->left = 1;
 	nwp_close(&fd);
@@ -22,8 +20,7 @@ static void kill_cgroup(struct nw_run *r)
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
  * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
  * fork succeeds only when we are the last (setrlimit(2)). 0, or -1 when some could not be ended in time. */
-int nwp_sweep_uid(uid_t uid, gid_t gid)
-{
+int nwp_sweep_uid(uid_t uid, gid_t gid) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	struct rlimit two = { 2, 2 };
 	int status = 0;
@@ -43,8 +40,7 @@ int nwp_sweep_uid(uid_t uid, gid_t gid)
 }
 
 /* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */
-static int kill_children(struct nw_run *r, uint64_t deadline)
-{
+static int kill_children(struct nw_run *r, uint64_t deadline) {
 	char text[4096];
 	int killed = 0;
 	for (;;) {
@@ -65,8 +61,7 @@ static int kill_children(struct nw_run *r, uint64_t deadline)
 	}
 }
 
-void nwp_end_processes(struct nw_run *r)
-{
+void nwp_end_processes(struct nw_run *r) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
@@ -87,8 +82,7 @@ void nwp_end_processes(struct nw_run *r)
 }
 
 /* What we wrote for the payload where its view was the host's: removed with the payload's rights. */
-static void remove_files(struct nw_run *r)
-{
+static void remove_files(struct nw_run *r) {
 	const struct nw_decision *d = &r->decision;
 	pid_t p = d->files && !(r->profile.namespaces & NW_NS_MOUNT) ? fork() : -1;
 	if (p == 0) {
@@ -100,15 +94,15 @@ static void remove_files(struct nw_run *r)
 		_exit(0);
 	}
 	int status = 0;
-	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR);
+	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
+		;
 	if (p <= 0 || status == 0) return;
 	snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%s", d->file[0].path);
 	r->tally.left++;
 }
 
 /* Only after the last process is gone: nobody changes the tree under the walk. */
-void nwp_hand_back(struct nw_run *r)
-{
+void nwp_hand_back(struct nw_run *r) {
 	if (nwp_chown_work(r, false)) {
 		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
 		r->tally.left++;

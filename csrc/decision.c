@@ -9,8 +9,7 @@ struct arena {
 	char *p;
 };
 
-static const char *keep_string(struct arena *a, const struct nw_field *f)
-{
+static const char *keep_string(struct arena *a, const struct nw_field *f) {
 	char *s = a->p;
 	memcpy(s, f->value, f->len);
 	s[f->len] = 0;
@@ -18,52 +17,45 @@ static const char *keep_string(struct arena *a, const struct nw_field *f)
 	return s;
 }
 
-static int as_string(struct arena *a, const struct nw_field *f, size_t max, const char **to)
-{
+static int as_string(struct arena *a, const struct nw_field *f, size_t max, const char **to) {
 	if (*to || nw_is_string(f, max)) return -1;
 	*to = keep_string(a, f);
 	return 0;
 }
 
-static int as_u32(const struct nw_field *f, uint32_t *to)
-{
+static int as_u32(const struct nw_field *f, uint32_t *to) {
 	uint64_t v;
 	if (nw_int(f, &v) || v > UINT32_MAX) return -1;
 	*to = (uint32_t)v;
 	return 0;
 }
 
-static int as_small(const struct nw_field *f, uint64_t max, int *to)
-{
+static int as_small(const struct nw_field *f, uint64_t max, int *to) {
 	uint64_t v;
 	if (nw_int(f, &v) || v > max) return -1;
 	*to = (int)v;
 	return 0;
 }
 
-static int as_bool(const struct nw_field *f, bool *to)
-{
+static int as_bool(const struct nw_field *f, bool *to) {
 	int v = 0;
 	if (as_small(f, 1, &v)) return -1;
 	*to = v;
 	return 0;
 }
 
-static struct nw_reader inside(const struct nw_field *f)
-{
+static struct nw_reader inside(const struct nw_field *f) {
 	return (struct nw_reader){ f->value, f->value + f->len };
 }
 
 /* A struct's single fields stand once: seen holds the tags so far. */
-static bool again(unsigned *seen, unsigned tag)
-{
+static bool again(unsigned *seen, unsigned tag) {
 	bool was = tag < 32 && *seen & 1u << tag;
 	if (tag < 32) *seen |= 1u << tag;
 	return was;
 }
 
-static int account(struct arena *a, const struct nw_field *outer, struct nw_account *to)
-{
+static int account(struct arena *a, const struct nw_field *outer, struct nw_account *to) {
 	struct nw_reader r = inside(outer);
 	struct nw_field f;
 	unsigned seen = 0;
@@ -85,8 +77,7 @@ static int account(struct arena *a, const struct nw_field *outer, struct nw_acco
 	return n || (seen & 0x16) != 0x16 ? -1 : 0; /* 1, 2 and 4 must stand */
 }
 
-static int mapping(const struct nw_field *outer, struct nw_mapping *to)
-{
+static int mapping(const struct nw_field *outer, struct nw_mapping *to) {
 	struct nw_reader r = inside(outer);
 	struct nw_field f;
 	uint32_t *field[] = { &to->inside_uid, &to->inside_gid, &to->size, &to->first, &to->count };
@@ -98,8 +89,7 @@ static int mapping(const struct nw_field *outer, struct nw_mapping *to)
 	return n || (seen & 0x0e) != 0x0e ? -1 : 0;
 }
 
-static int limit(const struct nw_field *outer, struct nw_limit *to)
-{
+static int limit(const struct nw_field *outer, struct nw_limit *to) {
 	struct nw_reader r = inside(outer);
 	struct nw_field f;
 	unsigned seen = 0;
@@ -109,8 +99,7 @@ static int limit(const struct nw_field *outer, struct nw_limit *to)
 	return n || seen != 0x06 ? -1 : 0;
 }
 
-static int file(struct arena *a, const struct nw_field *outer, struct nw_file *to)
-{
+static int file(struct arena *a, const struct nw_field *outer, struct nw_file *to) {
 	struct nw_reader r = inside(outer);
 	struct nw_field f;
 	unsigned seen = 0;
@@ -120,15 +109,17 @@ static int file(struct arena *a, const struct nw_field *outer, struct nw_file *t
 		if (f.tag == 2) {
 			to->content = f.value;
 			to->len = f.len;
-		} else if (f.tag == 1 ? as_string(a, &f, 4095, &to->path) : f.tag == 3 ? as_u32(&f, &to->mode) : f.tag == 4 ? as_bool(&f, &to->temporary) : -1) {
+		} else if (f.tag == 1   ? as_string(a, &f, 4095, &to->path)
+			   : f.tag == 3 ? as_u32(&f, &to->mode)
+			   : f.tag == 4 ? as_bool(&f, &to->temporary)
+					: -1) {
 			return -1;
 		}
 	}
 	return n || seen != 0x1e ? -1 : 0;
 }
 
-static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *to)
-{
+static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *to) {
 	struct nw_reader r = inside(outer);
 	struct nw_field f;
 	unsigned seen = 0;
@@ -140,8 +131,7 @@ static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *t
 	return n || seen != 0x06 || !nw_fact_path(to->key, &many) ? -1 : 0;
 }
 
-static int mode(const struct nw_field *f, struct nw_decision *d)
-{
+static int mode(const struct nw_field *f, struct nw_decision *d) {
 	for (int m = 0; m < NW_MODES; m++)
 		if (f->len == strlen(nw_mode_name[m]) && memcmp(f->value, nw_mode_name[m], f->len) == 0) {
 			d->mode = m;
@@ -150,8 +140,7 @@ static int mode(const struct nw_field *f, struct nw_decision *d)
 	return -1;
 }
 
-static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d)
-{
+static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d) {
 	int version = 0;
 	switch (f->tag) {
 	case 1: return as_small(f, 1, &version) || version != 1;
@@ -186,8 +175,7 @@ static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d
 
 #define REPEATED (1u << 8 | 1u << 13 | 1u << 16 | 1u << 17 | 1u << 20 | 1u << 22 | 1u << 23)
 
-int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e)
-{
+int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e) {
 	struct nw_reader r = { body, body + len };
 	struct arena a = { arena };
 	struct nw_field f;
@@ -235,8 +223,7 @@ static const struct {
 	{ "note", "nodewrap.notes", true },
 };
 
-const char *nw_fact_path(const char *key, bool *many)
-{
+const char *nw_fact_path(const char *key, bool *many) {
 	for (size_t i = 0; i < sizeof FACTS / sizeof *FACTS; i++)
 		if (strcmp(FACTS[i].key, key) == 0) {
 			*many = FACTS[i].many;

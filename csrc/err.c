@@ -3,8 +3,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...)
-{
+int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...) {
 	va_list ap;
 	e->exit = exit;
 	snprintf(e->code, sizeof e->code, "%s", code);

@@ -9,8 +9,7 @@
 #endif
 
 /* The word behind "launcher" in the guard; "setuid" when it cannot be read, so that a broken site fails closed there. */
-static void configured(char *name, size_t size)
-{
+static void configured(char *name, size_t size) {
 	const char *own = getenv("NODEWRAP_GUARD");
 	FILE *f = fopen(own && own[0] == '/' ? own : NW_GUARD, "re");
 	char line[1100], word[64];
@@ -20,8 +19,7 @@ static void configured(char *name, size_t size)
 	if (f) fclose(f);
 }
 
-static int run_launcher(char **argv)
-{
+static int run_launcher(char **argv) {
 	char name[64], path[sizeof NW_LIBEXEC + 80];
 	configured(name, sizeof name);
 	snprintf(path, sizeof path, NW_LIBEXEC "/nodewrap-%s", name);
@@ -31,8 +29,7 @@ static int run_launcher(char **argv)
 	return 202;
 }
 
-static int run_python(int argc, char **argv)
-{
+static int run_python(int argc, char **argv) {
 	char **v = calloc((size_t)argc + 5, sizeof *v);
 	if (!v) return 202;
 	v[0] = (char *)NW_PYTHON_CLI;
@@ -45,8 +42,7 @@ static int run_python(int argc, char **argv)
 	return 202;
 }
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
 	const char *slash = argc ? strrchr(argv[0], '/') : NULL, *name = slash ? slash + 1 : argc ? argv[0] : "";
 	if (strcmp(name, "glexec") == 0 || (argc > 1 && strcmp(argv[1], "run") == 0)) return run_launcher(argv);
 	return run_python(argc, argv);

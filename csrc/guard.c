@@ -10,35 +10,30 @@
 
 const char *const nw_mode_name[NW_MODES] = { "switch", "map", "log-only" };
 
-int nw_mode_number(const char *s)
-{
+int nw_mode_number(const char *s) {
 	for (int m = 0; m < NW_MODES; m++)
 		if (strcmp(s, nw_mode_name[m]) == 0) return m;
 	return -1;
 }
 
-bool nw_in_ranges(const struct nw_ranges *r, uint64_t v)
-{
+bool nw_in_ranges(const struct nw_ranges *r, uint64_t v) {
 	for (int i = 0; i < r->n; i++)
 		if (v >= r->r[i].first && v <= r->r[i].last) return true;
 	return false;
 }
 
-bool nw_in_names(const struct nw_names *n, const char *name)
-{
+bool nw_in_names(const struct nw_names *n, const char *name) {
 	for (int i = 0; i < n->n; i++)
 		if (strcmp(n->name[i], name) == 0) return true;
 	return false;
 }
 
-static int bad(struct nw_lines *l, struct nw_err *e, const char *why)
-{
+static int bad(struct nw_lines *l, struct nw_err *e, const char *why) {
 	return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "line %d: %.60s: %s", l->number, l->word[0], why);
 }
 
 /* A word that may name a profile, a host, a file in a fixed directory: no way out of it. */
-static int copy_name(char *to, size_t size, const char *s)
-{
+static int copy_name(char *to, size_t size, const char *s) {
 	if (strlen(s) >= size || s[0] == '.' || s[0] == '-') return -1;
 	for (const char *p = s; *p; p++)
 		if (!((*p >= 'a' && *p <= 'z') || (*p >= 'A' && *p <= 'Z') || (*p >= '0' && *p <= '9') || strchr("._-", *p))) return -1;
@@ -47,8 +42,7 @@ static int copy_name(char *to, size_t size, const char *s)
 }
 
 /* Absolute, and without "." or ".." or empty parts, so that text and place agree. */
-static int copy_path(char *to, size_t size, const char *s)
-{
+static int copy_path(char *to, size_t size, const char *s) {
 	if (s[0] != '/' || strlen(s) >= size) return -1;
 	for (const char *p = s; *p; p++)
 		if (*p == '/') {
@@ -59,48 +53,94 @@ static int copy_path(char *to, size_t size, const char *s)
 	return 0;
 }
 
-static int parse_range(const char *s, struct nw_range *r)
-{
+static int parse_range(const char *s, struct nw_range *r) {
 	char first[16];
 	const char *dash = strchr(s, '-');
 	uint64_t a, b;
 	if (!dash || (size_t)(dash - s) >= sizeof first) return -1;
 	snprintf(first, sizeof first, "%.*s", (int)(dash - s), s);
 	if (nw_number(first, HIGHEST_ID, &a) || nw_number(dash + 1, HIGHEST_ID, &b) || a > b) return -1;
-	r->first = (uint32_t)a;
-	r->last = (uint32_t)b;
+	*r = (struct nw_range){ (uint32_t)a, (uint32_t)b };
 	return 0;
 }
 
-static int parse_ranges(struct nw_lines *l, struct nw_ranges *to, uint32_t lowest, struct nw_err *e)
-{
-	if (to->n) return bad(l, e, "stands twice");
+/* One line of either file: its word, how the rest is read, and where it goes. Twice: it may repeat. */
+enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN };
+struct key {
+	const char *word;
+	enum kind kind;
+	size_t at;                  /* offset in the guard or the profile; for places their nw_op_kind */
+	uint64_t bound;             /* LIMIT: highest; RANGES: lowest; NAME: room */
+	const char *const *choices; /* CHOICE: an int gets the number of the word */
+	bool twice;
+};
+
+static const char *const LAUNCHERS[] = { "setuid", "socket", "userns", NULL };
+static const char *const ON_FAILURE[] = { "deny", "run-and-flag", "run", NULL };
+static const char *const NO_YES[] = { "no", "yes", NULL }, *const ABSTRACT[] = { "", "abstract", NULL },
+			 *const MISSING[] = { "refuse", "degrade", NULL };
+static const char *const KINDS[] = { "pid", "ipc", "uts", "cgroup", "mount", "net", NULL }, *const MODES[] = { "ro", "rw", "ro?", "rw?", NULL };
+
+#define AT(field) offsetof(struct nw_guard, field)
+static const struct key GUARD[] = {
+	{ "launcher", CHOICE, AT(launcher), 0, LAUNCHERS, false },
+	{ "python", PATH, AT(python), 0, NULL, false },
+	{ "script", PATH, AT(script), 0, NULL, false },
+	{ "policy", PATH, AT(policy), 0, NULL, false },
+	{ "state", PATH, AT(state), 0, NULL, false },
+	{ "audit", PATH, AT(audit), 0, NULL, false },
+	{ "caller-uid", RANGES, AT(caller_uid), 1, NULL, false },
+	{ "child", CHILD, 0, 0, NULL, false },
+	{ "policyd", PATH, AT(policyd), 0, NULL, false },
+	{ "ca-dir", PATH, AT(ca_dir), 0, NULL, false },
+	{ "voms-dir", PATH, AT(voms_dir), 0, NULL, false },
+	{ "cgroup", PATH, AT(cgroup), 0, NULL, false },
+	{ "switch-uid", RANGES, AT(switch_uid), LOWEST_ACCOUNT, NULL, false },
+	{ "switch-gid", RANGES, AT(switch_gid), LOWEST_ACCOUNT, NULL, false },
+	{ "map-uid", RANGES, AT(map_uid), LOWEST_ACCOUNT, NULL, false },
+	{ "audit-on-failure", CHOICE, AT(audit_on_failure), 0, ON_FAILURE, false },
+	{ "syslog", CHOICE, AT(syslog), 0, NO_YES, false },
+	{ "deadline-ms", LIMIT, AT(deadline_ms), 120000, NULL, false },
+	{ "max-wall-s", LIMIT, AT(max_wall_s), 366u * 86400, NULL, false },
+	{ "allow", ALLOW, 0, 0, NULL, true },
+};
+#define GUARD_MUST 7 /* the first of them have to be there; child too, where it is another user */
+#define GUARD_CHILD 7
+#undef AT
+#define AT(field) offsetof(struct nw_profile, field)
+static const struct key PROFILE[] = {
+	{ "namespace", NAMESPACES, 0, 0, NULL, false },
+	{ "seccomp", NAME, AT(seccomp), 64, NULL, false },
+	{ "hostname", NAME, AT(hostname), 64, NULL, false },
+	{ "landlock", CHOICE, AT(landlock_abstract), 0, ABSTRACT, false },
+	{ "on-missing", CHOICE, AT(degrade), 0, MISSING, false },
+	{ "bind", BIND, NW_BIND, 0, NULL, true },
+	{ "slave", BIND, NW_SLAVE, 0, NULL, true },
+	{ "link", LINK, NW_LINK, 0, NULL, true },
+	{ "tmpfs", TMPFS, NW_TMPFS, 0, NULL, true },
+	{ "dev", DEV, NW_DEV, 0, NULL, true },
+	{ "proc", PLAIN, NW_PROC, 0, NULL, false },
+	{ "mqueue", PLAIN, NW_MQUEUE, 0, NULL, false },
+	{ "home", PLAIN, NW_HOME, 0, NULL, false },
+};
+#undef AT
+
+static int choice(const char *const *choices, const char *word) {
+	for (int i = 0; choices[i]; i++)
+		if (strcmp(word, choices[i]) == 0) return i;
+	return -1;
+}
+
+static int ranges(struct nw_lines *l, struct nw_ranges *to, uint64_t lowest, struct nw_err *e) {
 	if (l->words < 2 || l->words - 1 > NW_RANGES) return bad(l, e, "wants 1 to 16 ranges first-last");
-	for (int i = 1; i < l->words; i++) {
-		struct nw_range r;
-		if (parse_range(l->word[i], &r)) return bad(l, e, "wants ranges first-last");
-		if (r.first < lowest) return bad(l, e, "a range begins too low (0 is never allowed; accounts begin at 1000)");
-		to->r[to->n++] = r;
-	}
+	for (int i = 1; i < l->words; i++, to->n++)
+		if (parse_range(l->word[i], &to->r[to->n]) || to->r[to->n].first < lowest)
+			return bad(l, e, "wants ranges first-last, none of 0; those of payloads begin at 1000");
 	return 0;
 }
 
-static int parse_allow(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
-{
-	int mode = l->words > 2 ? nw_mode_number(l->word[1]) : -1;
-	struct nw_names *to;
-	if (mode < 0 || l->words - 2 > NW_NAMES) return bad(l, e, "wants a mode (switch, map, log-only) and 1 to 16 profiles");
-	to = &g->allow[mode];
-	if (to->n) return bad(l, e, "stands twice for this mode");
-	for (int i = 2; i < l->words; i++)
-		if (copy_name(to->name[to->n++], NW_NAME, l->word[i])) return bad(l, e, "a profile's name is [A-Za-z0-9._-], at most 31");
-	return 0;
-}
-
-static int parse_child(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
-{
+static int child(struct nw_lines *l, struct nw_guard *g, struct nw_err *e) {
 	uint64_t uid, gid;
-	if (g->has_child) return bad(l, e, "stands twice");
 	if (l->words != 3 || nw_number(l->word[1], HIGHEST_ID, &uid) || nw_number(l->word[2], HIGHEST_ID, &gid) || !uid || !gid)
 		return bad(l, e, "wants a uid and a gid, neither of them 0");
 	g->has_child = true;
@@ -109,107 +149,111 @@ static int parse_child(struct nw_lines *l, struct nw_guard *g, struct nw_err *e)
 	return 0;
 }
 
-static int parse_word(struct nw_lines *l, char *to, size_t size, int (*copy)(char *, size_t, const char *), struct nw_err *e)
-{
-	if (to[0]) return bad(l, e, "stands twice");
-	if (l->words != 2 || copy(to, size, l->word[1])) return bad(l, e, "wants one path or name");
+static int allow(struct nw_lines *l, struct nw_guard *g, struct nw_err *e) {
+	int mode = l->words > 2 ? nw_mode_number(l->word[1]) : -1;
+	if (mode < 0 || l->words - 2 > NW_NAMES) return bad(l, e, "wants a mode (switch, map, log-only) and 1 to 16 profiles");
+	struct nw_names *to = &g->allow[mode];
+	if (to->n) return bad(l, e, "stands twice for this mode");
+	for (int i = 2; i < l->words; i++)
+		if (copy_name(to->name[to->n++], NW_NAME, l->word[i])) return bad(l, e, "a profile's name is [A-Za-z0-9._-], at most 31");
 	return 0;
 }
 
-static int parse_limit(struct nw_lines *l, uint64_t *to, uint64_t max, struct nw_err *e)
-{
-	if (*to) return bad(l, e, "stands twice");
-	if (l->words != 2 || nw_number(l->word[1], max, to) || *to == 0) return bad(l, e, "wants one number within its limit");
+static int namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
+	for (int w = 1; w < l->words; w++) {
+		int k = choice(KINDS, l->word[w]);
+		if (k < 0 || p->namespaces & 1u << k) return bad(l, e, "wants pid, ipc, uts, cgroup, mount, net, each once");
+		p->namespaces |= 1u << k;
+	}
+	return l->words > 1 ? 0 : bad(l, e, "wants kinds");
+}
+
+/* A place in the root: the op, with its path from the word given; NULL with *e when there is no room or it is no place. */
+static struct nw_op *place(struct nw_lines *l, struct nw_profile *p, size_t kind, int words, int path, struct nw_err *e) {
+	struct nw_op *op = &p->op[p->n];
+	if (l->words != words || p->n == NW_OPS || (path && (copy_path(op->path, NW_PATH, l->word[path]) || !op->path[1]))) {
+		bad(l, e, "wants another number of words, or a clean absolute path below /, or there are more than 160 places");
+		return NULL;
+	}
+	op->kind = (int)kind;
+	p->n++;
+	return op;
+}
+
+static int bind(struct nw_lines *l, struct nw_profile *p, size_t kind, struct nw_err *e) {
+	struct nw_op *op = place(l, p, kind, 3, 2, e);
+	if (!op) return -1;
+	int mode = choice(MODES, l->word[1]);
+	if (mode < 0) return bad(l, e, "the mode is ro, rw, ro? or rw?");
+	op->flags = (unsigned)mode; /* NW_OP_RW, NW_OP_OPTIONAL: in the order of MODES */
 	return 0;
 }
 
-static int parse_choice(struct nw_lines *l, const char *const *choices, int *to, struct nw_err *e)
-{
-	if (*to) return bad(l, e, "stands twice");
-	for (int i = 0; l->words == 2 && choices[i]; i++)
-		if (strcmp(l->word[1], choices[i]) == 0) {
-			*to = i + 1; /* 0 stays "not set" */
-			return 0;
-		}
-	return bad(l, e, "not one of its words");
+static int link(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
+	struct nw_op *op = place(l, p, NW_LINK, 3, 1, e);
+	if (!op) return -1;
+	if (strlen(l->word[2]) >= NW_PATH) return bad(l, e, "points to more than 255 bytes");
+	snprintf(op->arg, sizeof op->arg, "%s", l->word[2]);
+	return 0;
 }
 
-static const char *const LAUNCHERS[] = { "setuid", "socket", "userns", NULL };
-static const char *const ON_FAILURE[] = { "deny", "run-and-flag", "run", NULL };
-static const char *const YES_NO[] = { "no", "yes", NULL };
+static int tmpfs(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
+	struct nw_op *op = place(l, p, NW_TMPFS, 4, 1, e);
+	if (!op) return -1;
+	bool fits =
+		nw_octal(l->word[2], &op->mode) == 0 && op->mode <= 01777 && nw_number(l->word[3], 1ull << 50, &op->size) == 0 && op->size >= 4096;
+	return fits ? 0 : bad(l, e, "wants a path, an octal mode up to 1777 and a size of 4096 bytes or more");
+}
 
-struct choices {
-	int launcher, on_failure, syslog;
-};
+static int dev(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
+	int words = l->words;
+	for (int i = 1; i < words; i++) {
+		struct nw_op *op = place(l, p, NW_DEV, words, 0, e);
+		if (!op) return -1;
+		if (copy_name(op->path, NW_NAME, l->word[i])) return bad(l, e, "a node's name is [A-Za-z0-9._-], at most 31");
+	}
+	return words > 1 ? 0 : bad(l, e, "wants names");
+}
 
-static int parse_line(struct nw_lines *l, struct nw_guard *g, struct choices *c, struct nw_err *e)
-{
-	const struct {
-		const char *key;
-		char *to;
-	} path[] = {
-		{ "python", g->python },
-		{ "script", g->script },
-		{ "policyd", g->policyd },
-		{ "policy", g->policy },
-		{ "state", g->state },
-		{ "audit", g->audit },
-		{ "ca-dir", g->ca_dir },
-		{ "voms-dir", g->voms_dir },
-		{ "cgroup", g->cgroup },
-	};
-	const struct {
-		const char *key;
-		struct nw_ranges *to;
-		uint32_t lowest;
-	} range[] = {
-		{ "caller-uid", &g->caller_uid, 1 },
-		{ "switch-uid", &g->switch_uid, LOWEST_ACCOUNT },
-		{ "switch-gid", &g->switch_gid, LOWEST_ACCOUNT },
-		{ "map-uid", &g->map_uid, LOWEST_ACCOUNT },
-	};
-	const char *key = l->word[0];
-	for (size_t i = 0; i < sizeof path / sizeof *path; i++)
-		if (strcmp(key, path[i].key) == 0) return parse_word(l, path[i].to, NW_PATH, copy_path, e);
-	for (size_t i = 0; i < sizeof range / sizeof *range; i++)
-		if (strcmp(key, range[i].key) == 0) return parse_ranges(l, range[i].to, range[i].lowest, e);
-	if (strcmp(key, "launcher") == 0) return parse_choice(l, LAUNCHERS, &c->launcher, e);
-	if (strcmp(key, "audit-on-failure") == 0) return parse_choice(l, ON_FAILURE, &c->on_failure, e);
-	if (strcmp(key, "syslog") == 0) return parse_choice(l, YES_NO, &c->syslog, e);
-	if (strcmp(key, "child") == 0) return parse_child(l, g, e);
-	if (strcmp(key, "deadline-ms") == 0) return parse_limit(l, &g->deadline_ms, 120000, e);
-	if (strcmp(key, "max-wall-s") == 0) return parse_limit(l, &g->max_wall_s, 366u * 86400, e);
-	if (strcmp(key, "allow") == 0) return parse_allow(l, g, e);
+static int one_word(struct nw_lines *l, const struct key *k, char *base, struct nw_err *e) {
+	void *to = base + k->at;
+	bool fits = l->words == 2;
+	if (fits && k->kind == PATH) fits = copy_path(to, NW_PATH, l->word[1]) == 0;
+	if (fits && k->kind == NAME) fits = copy_name(to, k->bound, l->word[1]) == 0;
+	if (fits && k->kind == LIMIT) fits = nw_number(l->word[1], k->bound, to) == 0 && *(uint64_t *)to > 0;
+	if (fits && k->kind == CHOICE) fits = (*(int *)to = choice(k->choices, l->word[1])) >= 0;
+	return fits ? 0 : bad(l, e, "wants one word: a path, a name, a number within its limit, or one of its choices");
+}
+
+static int take(struct nw_lines *l, const struct key *k, void *base, struct nw_err *e) {
+	switch (k->kind) {
+	case RANGES: return ranges(l, (struct nw_ranges *)(void *)((char *)base + k->at), k->bound, e);
+	case CHILD: return child(l, base, e);
+	case ALLOW: return allow(l, base, e);
+	case NAMESPACES: return namespaces(l, base, e);
+	case BIND: return bind(l, base, k->at, e);
+	case LINK: return link(l, base, e);
+	case TMPFS: return tmpfs(l, base, e);
+	case DEV: return dev(l, base, e);
+	case PLAIN: return place(l, base, k->at, 1, 0, e) ? 0 : -1;
+	default: return one_word(l, k, base, e);
+	}
+}
+
+/* The line's key is looked up, must not stand again, and its words are taken. */
+static int parse_line(struct nw_lines *l, const struct key *keys, size_t n, unsigned *seen, void *base, struct nw_err *e) {
+	for (size_t i = 0; i < n; i++) {
+		if (strcmp(l->word[0], keys[i].word)) continue;
+		if (*seen & 1u << i && !keys[i].twice) return bad(l, e, "stands twice");
+		*seen |= 1u << i;
+		return take(l, &keys[i], base, e);
+	}
 	return bad(l, e, "unknown word");
 }
 
-static int complete(struct nw_guard *g, struct choices *c, struct nw_err *e)
-{
-	const struct {
-		const char *key;
-		bool there;
-	} need[] = {
-		{ "launcher", c->launcher },
-		{ "python", g->python[0] },
-		{ "script", g->script[0] },
-		{ "policy", g->policy[0] },
-		{ "state", g->state[0] },
-		{ "audit", g->audit[0] },
-		{ "caller-uid", g->caller_uid.n },
-		{ "child", g->has_child || c->launcher == 3 },
-	};
-	for (size_t i = 0; i < sizeof need / sizeof *need; i++)
-		if (!need[i].there) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "no line \"%s\"", need[i].key);
-	snprintf(g->launcher, sizeof g->launcher, "%s", LAUNCHERS[c->launcher - 1]);
-	g->audit_on_failure = c->on_failure ? c->on_failure - 1 : NW_AUDIT_DENY;
-	g->syslog = c->syslog == 2;
-	if (!g->deadline_ms) g->deadline_ms = 10000;
-	if (!g->max_wall_s) g->max_wall_s = 7 * 86400;
-	return 0;
-}
-
-static int first_line(struct nw_lines *l, const char *word, struct nw_err *e)
-{
+static int begin(struct nw_lines *l, char *text, size_t len, const char *word, struct nw_err *e) {
+	if (len > NW_FILE_MAX) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "longer than %u bytes", NW_FILE_MAX);
+	nw_lines_begin(l, text, len);
 	int r = nw_lines_next(l, e);
 	if (r < 0) return -1;
 	if (r == 0 || l->words != 2 || strcmp(l->word[0], word) || strcmp(l->word[1], "1"))
@@ -217,145 +261,48 @@ static int first_line(struct nw_lines *l, const char *word, struct nw_err *e)
 	return 0;
 }
 
-int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e)
-{
-	struct choices c = { 0, 0, 0 };
+int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e) {
 	struct nw_lines l;
+	unsigned seen = 0;
 	int r;
 	memset(g, 0, sizeof *g);
-	if (len > NW_FILE_MAX) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "longer than %u bytes", NW_FILE_MAX);
-	nw_lines_begin(&l, text, len);
-	if (first_line(&l, "nodewrap-guard", e)) return -1;
+	if (begin(&l, text, len, "nodewrap-guard", e)) return -1;
 	while ((r = nw_lines_next(&l, e)) > 0)
-		if (parse_line(&l, g, &c, e)) return -1;
-	return r < 0 ? -1 : complete(g, &c, e);
-}
-
-static int parse_namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
-{
-	static const char *const kind[] = { "pid", "ipc", "uts", "cgroup", "mount", "net", NULL };
-	if (p->namespaces || l->words < 2) return bad(l, e, "wants kinds, once");
-	for (int w = 1; w < l->words; w++) {
-		int k = 0;
-		while (kind[k] && strcmp(kind[k], l->word[w])) k++;
-		if (!kind[k] || p->namespaces & 1u << k) return bad(l, e, "wants pid, ipc, uts, cgroup, mount, net, each once");
-		p->namespaces |= 1u << k;
-	}
+		if (parse_line(&l, GUARD, sizeof GUARD / sizeof *GUARD, &seen, g, e)) return -1;
+	if (r < 0) return -1;
+	for (size_t i = 0; i <= GUARD_CHILD; i++)
+		if (!(seen & 1u << i) && (i < GUARD_MUST || strcmp(LAUNCHERS[g->launcher], "userns")))
+			return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "no line \"%s\"", GUARD[i].word);
+	if (!g->deadline_ms) g->deadline_ms = 10000;
+	if (!g->max_wall_s) g->max_wall_s = 7 * 86400;
 	return 0;
 }
 
-static struct nw_op *new_op(struct nw_profile *p, int kind)
-{
-	struct nw_op *op = p->n < NW_OPS ? &p->op[p->n] : NULL;
-	if (op) {
-		p->n++;
-		op->kind = kind;
-	}
-	return op;
+const char *nw_launcher_name(const struct nw_guard *g) {
+	return LAUNCHERS[g->launcher];
 }
 
-static int parse_bind(struct nw_lines *l, struct nw_profile *p, int kind, struct nw_err *e)
-{
-	static const struct {
-		const char *word;
-		unsigned flags;
-	} mode[] = {
-		{ "ro", 0 },
-		{ "rw", NW_OP_RW },
-		{ "ro?", NW_OP_OPTIONAL },
-		{ "rw?", NW_OP_RW | NW_OP_OPTIONAL },
-	};
-	struct nw_op *op = l->words == 3 ? new_op(p, kind) : NULL;
-	if (!op || copy_path(op->path, NW_PATH, l->word[2]) || !op->path[1]) return bad(l, e, "wants a mode and an absolute path below /");
-	for (size_t i = 0; i < sizeof mode / sizeof *mode; i++)
-		if (strcmp(l->word[1], mode[i].word) == 0) {
-			op->flags = mode[i].flags;
-			return 0;
-		}
-	return bad(l, e, "the mode is ro, rw, ro? or rw?");
-}
-
-static int parse_link(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
-{
-	struct nw_op *op = l->words == 3 ? new_op(p, NW_LINK) : NULL;
-	if (!op || copy_path(op->path, NW_PATH, l->word[1]) || !op->path[1] || strlen(l->word[2]) >= NW_PATH)
-		return bad(l, e, "wants an absolute path and what it points to");
-	snprintf(op->arg, sizeof op->arg, "%s", l->word[2]);
-	return 0;
-}
-
-static int parse_tmpfs(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
-{
-	struct nw_op *op = l->words == 4 ? new_op(p, NW_TMPFS) : NULL;
-	if (!op || copy_path(op->path, NW_PATH, l->word[1]) || !op->path[1] || nw_octal(l->word[2], &op->mode) || op->mode > 01777 ||
-		nw_number(l->word[3], 1ull << 50, &op->size) || op->size < 4096)
-		return bad(l, e, "wants a path, an octal mode up to 1777 and a size of 4096 bytes or more");
-	return 0;
-}
-
-static int parse_dev(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
-{
-	if (l->words < 2) return bad(l, e, "wants names");
-	for (int i = 1; i < l->words; i++) {
-		struct nw_op *op = new_op(p, NW_DEV);
-		if (!op || copy_name(op->path, NW_NAME, l->word[i])) return bad(l, e, "a node's name is [A-Za-z0-9._-], at most 31");
-	}
-	return 0;
-}
-
-static int parse_plain(struct nw_lines *l, struct nw_profile *p, int kind, struct nw_err *e)
-{
-	return l->words == 1 && new_op(p, kind) ? 0 : bad(l, e, "stands alone");
-}
-
-static int parse_fixed(struct nw_lines *l, bool *to, const char *yes, const char *no, struct nw_err *e)
-{
-	if (l->words != 2 || (strcmp(l->word[1], yes) && (!no || strcmp(l->word[1], no)))) return bad(l, e, "not one of its words");
-	*to = strcmp(l->word[1], yes) == 0;
-	return 0;
-}
-
-static int parse_profile_line(struct nw_lines *l, struct nw_profile *p, struct nw_err *e)
-{
-	const char *key = l->word[0];
-	if (strcmp(key, "bind") == 0) return parse_bind(l, p, NW_BIND, e);
-	if (strcmp(key, "slave") == 0) return parse_bind(l, p, NW_SLAVE, e);
-	if (strcmp(key, "link") == 0) return parse_link(l, p, e);
-	if (strcmp(key, "tmpfs") == 0) return parse_tmpfs(l, p, e);
-	if (strcmp(key, "dev") == 0) return parse_dev(l, p, e);
-	if (strcmp(key, "proc") == 0) return parse_plain(l, p, NW_PROC, e);
-	if (strcmp(key, "mqueue") == 0) return parse_plain(l, p, NW_MQUEUE, e);
-	if (strcmp(key, "home") == 0) return parse_plain(l, p, NW_HOME, e);
-	if (strcmp(key, "namespace") == 0) return parse_namespaces(l, p, e);
-	if (strcmp(key, "seccomp") == 0) return parse_word(l, p->seccomp, sizeof p->seccomp, copy_name, e);
-	if (strcmp(key, "hostname") == 0) return parse_word(l, p->hostname, sizeof p->hostname, copy_name, e);
-	if (strcmp(key, "landlock") == 0) return parse_fixed(l, &p->landlock_abstract, "abstract", NULL, e);
-	if (strcmp(key, "on-missing") == 0) return parse_fixed(l, &p->degrade, "degrade", "refuse", e);
-	return bad(l, e, "unknown word");
-}
-
-int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile *p, struct nw_err *e)
-{
-	struct nw_names seen = { 0 };
-	static struct nw_profile other;
+int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile *p, struct nw_err *e) {
+	static struct nw_profile other; /* the ones not asked for are checked all the same */
+	struct nw_names seen_names = { 0 };
 	struct nw_profile *now = NULL;
 	struct nw_lines l;
+	unsigned seen = 0;
 	int r;
 	memset(p, 0, sizeof *p);
-	if (len > NW_FILE_MAX) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "longer than %u bytes", NW_FILE_MAX);
-	nw_lines_begin(&l, text, len);
-	if (first_line(&l, "nodewrap-profiles", e)) return -1;
+	if (begin(&l, text, len, "nodewrap-profiles", e)) return -1;
 	while ((r = nw_lines_next(&l, e)) > 0) {
 		if (strcmp(l.word[0], "profile") == 0) {
-			if (l.words != 2 || seen.n == NW_NAMES || copy_name(seen.name[seen.n], NW_NAME, l.word[1]) || nw_in_names(&seen, l.word[1]))
+			char *new = seen_names.name[seen_names.n < NW_NAMES ? seen_names.n : 0];
+			if (l.words != 2 || seen_names.n == NW_NAMES || nw_in_names(&seen_names, l.word[1]) || copy_name(new, NW_NAME, l.word[1]))
 				return bad(&l, e, "wants one new name (at most 16 profiles)");
-			now = strcmp(l.word[1], name) ? &other : p;
+			seen_names.n++;
+			seen = 0;
+			now = strcmp(new, name) ? &other : p;
 			memset(now, 0, sizeof *now);
-			snprintf(now->name, sizeof now->name, "%s", seen.name[seen.n++]);
-		} else if (!now) {
-			return bad(&l, e, "stands before the first profile");
-		} else if (parse_profile_line(&l, now, e)) {
-			return -1;
+			snprintf(now->name, sizeof now->name, "%.31s", new);
+		} else if (!now || parse_line(&l, PROFILE, sizeof PROFILE / sizeof *PROFILE, &seen, now, e)) {
+			return now ? -1 : bad(&l, e, "stands before the first profile");
 		}
 	}
 	if (r == 0 && !p->name[0]) return nw_fail(e, NW_INTERNAL, "NW-PROFILE", "no profile called \"%.31s\"; see \"nodewrap policy show\"", name);

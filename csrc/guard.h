@@ -31,13 +31,13 @@ struct nw_names {
 };
 
 struct nw_guard {
-	char launcher[NW_NAME];
+	int launcher; /* nw_launcher_name() */
 	char python[NW_PATH], script[NW_PATH], policyd[NW_PATH], policy[NW_PATH], state[NW_PATH];
 	char audit[NW_PATH], ca_dir[NW_PATH], voms_dir[NW_PATH], cgroup[NW_PATH];
 	bool has_child;
 	uint32_t child_uid, child_gid;
 	int audit_on_failure;
-	bool syslog;
+	int syslog;
 	uint64_t deadline_ms, max_wall_s;
 	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid;
 	struct nw_names allow[NW_MODES]; /* profiles per mode; n 0: the mode is off */
@@ -61,7 +61,7 @@ struct nw_profile {
 	unsigned namespaces;
 	char seccomp[NW_NAME * 2];
 	char hostname[NW_NAME * 2];
-	bool landlock_abstract, degrade;
+	int landlock_abstract, degrade;
 	int n;
 	struct nw_op op[NW_OPS];
 };
@@ -71,6 +71,7 @@ int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e)
 /* Checks the whole file; *p is the profile called name. No such profile: -1, NW-PROFILE. */
 int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile *p, struct nw_err *e);
 int nw_mode_number(const char *s);
+const char *nw_launcher_name(const struct nw_guard *g);
 bool nw_in_ranges(const struct nw_ranges *r, uint64_t v);
 bool nw_in_names(const struct nw_names *n, const char *name);
 /* cffi: end */

@@ -3,8 +3,7 @@
 
 #define FILTER_MAX (64u << 10)
 
-int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e)
-{
+int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e) {
 	char path[2 * NW_PATH];
 	snprintf(path, sizeof path, "%s/%s", r->guard.policy, name);
 	*program = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
@@ -16,8 +15,7 @@ int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, s
 	return 0;
 }
 
-static int set_caps(uint64_t effective)
-{
+static int set_caps(uint64_t effective) {
 	struct __user_cap_header_struct h = { _LINUX_CAPABILITY_VERSION_3, 0 };
 	struct __user_cap_data_struct d[2] = { 0 };
 	d[0].effective = d[0].permitted = (uint32_t)effective;
@@ -26,8 +24,7 @@ static int set_caps(uint64_t effective)
 }
 
 /* Nothing to be had from a file, ever again. Before the ids change: it takes CAP_SETPCAP. */
-int nwp_drop_bounding(void)
-{
+int nwp_drop_bounding(void) {
 	for (int cap = 0; cap < 64; cap++) {
 		int in = prctl(PR_CAPBSET_READ, cap);
 		if (in < 0) break;
@@ -37,14 +34,12 @@ int nwp_drop_bounding(void)
 	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
-int nwp_drop_caps(void)
-{
+int nwp_drop_caps(void) {
 	return set_caps(0);
 }
 
 /* All three ids, then the proof: neither the old ids nor a changed file-system id may come back. */
-int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups)
-{
+int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups) {
 	uid_t r, e, s;
 	gid_t rg, eg, sg;
 	if (!keep_groups && setgroups((size_t)n, groups)) return -1;
@@ -55,16 +50,14 @@ int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_gr
 }
 
 /* The owner's rights and, for chown, CAP_CHOWN alone. */
-int nwp_keep_chown(uid_t uid, gid_t gid, bool chown)
-{
+int nwp_keep_chown(uid_t uid, gid_t gid, bool chown) {
 	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
 		set_caps(chown ? 1ull << CAP_CHOWN : 0))
 		return -1;
 	return prctl(PR_SET_KEEPCAPS, 0);
 }
 
-static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t inside, uint32_t first, uint32_t count)
-{
+static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t inside, uint32_t first, uint32_t count) {
 	char p[16], o[16], i[16], f[16], c[16];
 	char *argv[] = { (char *)(uintptr_t)tool, p, (char *)"0", o, (char *)"1", i, f, c, NULL }, *env[] = { NULL };
 	pid_t child;
@@ -78,8 +71,7 @@ static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t insi
 	return status ? -1 : 0;
 }
 
-static int write_map(pid_t pid, const char *name, const char *text)
-{
+static int write_map(pid_t pid, const char *name, const char *text) {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
 	return nwp_write_file(path, text);
@@ -87,8 +79,7 @@ static int write_map(pid_t pid, const char *name, const char *text)
 
 /* Who is who in the new user namespace of pid. Real root writes any map; an ordinary caller its own id alone, or, with its range of
  * /etc/subuid, through newuidmap(1): then 0 inside is the caller (init, who builds and hands over), the payload is in the range. */
-int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e)
-{
+int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e) {
 	struct nw_identity *id = &r->id;
 	uint32_t from = id->block > 1 ? 1 : id->inside_uid, n = id->block > 1 ? id->block - 1 : 1, out = id->block > 1 ? id->first + 1 : id->first;
 	char uid[64], gid[64];

@@ -2,8 +2,7 @@
  * (pid_namespaces(7)). It holds none of the pilot's descriptors, no capability, and dies with the launcher. */
 #include "run.h"
 
-int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e)
-{
+int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e) {
 	if (!r->profile.degrade)
 		return nw_fail(e, NW_INTERNAL, "NW-MISSING",
 			"this node cannot give \"%s\", and profile %s says on-missing = \"refuse\"; see \"nodewrap doctor\"", what, r->profile.name);
@@ -12,8 +11,7 @@ int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e)
 }
 
 /* The run's own cgroup, below the caller's: the batch system's limits and accounting go on to hold (I15). */
-static int make_cgroup(struct nw_run *r, struct nw_err *e)
-{
+static int make_cgroup(struct nw_run *r, struct nw_err *e) {
 	char line[512] = "", *path, *nl;
 	int fd;
 	if (!r->guard.cgroup[0]) return 0;
@@ -34,17 +32,15 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e)
 	return 0;
 }
 
-static int landlock_check(struct nw_run *r, struct nw_err *e)
-{
+static int landlock_check(struct nw_run *r, struct nw_err *e) {
 	if (!r->profile.landlock_abstract || syscall(SYS_landlock_create_ruleset, NULL, 0, 1) >= 6) return 0;
-	r->profile.landlock_abstract = false;
+	r->profile.landlock_abstract = 0;
 	if (r->profile.namespaces & NW_NS_NET) return 0; /* abstract sockets belong to the network namespace (unix(7)): closed anyway */
 	return nwp_degrade(r, "landlock-abstract", e);
 }
 
 /* How many of this namespace are still there beside init. */
-static int count_others(struct nw_run *r)
-{
+static int count_others(struct nw_run *r) {
 	bool proc = false;
 	int n = 0;
 	DIR *d;
@@ -55,8 +51,7 @@ static int count_others(struct nw_run *r)
 	return n;
 }
 
-static void __attribute__((noreturn)) reap(struct nw_run *r, int sock, pid_t payload)
-{
+static void __attribute__((noreturn)) reap(struct nw_run *r, int sock, pid_t payload) {
 	struct nw_msg m = { .what = NW_NEWS_EXIT };
 	pid_t p;
 	for (;;) {
@@ -68,8 +63,7 @@ static void __attribute__((noreturn)) reap(struct nw_run *r, int sock, pid_t pay
 	_exit(nwp_write_all(sock, &m, sizeof m) != 0);
 }
 
-static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int payload_sock, const void *filter, size_t len)
-{
+static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int payload_sock, const void *filter, size_t len) {
 	struct nw_msg m = { .what = NW_NEWS_ERROR };
 	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
 	char go;
@@ -95,8 +89,7 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	reap(r, 3, p);
 }
 
-static uint64_t clone_flags(const struct nw_run *r)
-{
+static uint64_t clone_flags(const struct nw_run *r) {
 	static const uint64_t flag[] = { CLONE_NEWPID, CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_NEWNET };
 	uint64_t flags = !r->launcher->privileged && (r->profile.namespaces || r->decision.mode == NW_MAP) ? CLONE_NEWUSER : 0;
 	for (int i = 0; i < 6; i++)
@@ -104,8 +97,7 @@ static uint64_t clone_flags(const struct nw_run *r)
 	return flags;
 }
 
-static int clone_init(struct nw_run *r, const void *filter, size_t len, struct nw_err *e)
-{
+static int clone_init(struct nw_run *r, const void *filter, size_t len, struct nw_err *e) {
 	struct clone_args a = { .flags = clone_flags(r) | CLONE_PIDFD, .exit_signal = SIGCHLD, .pidfd = (uint64_t)(uintptr_t)&r->init_fd };
 	int init[2], payload[2], on = 1;
 	char path[64];
@@ -136,8 +128,7 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 }
 
 /* The next word from the payload, or from init about its failure. Its pid as we see it comes from the kernel (SCM_CREDENTIALS). */
-static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e)
-{
+static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
 	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->init_sock, POLLIN, 0 } };
 	union {
 		char b[CMSG_SPACE(sizeof(struct ucred))];
@@ -162,13 +153,11 @@ static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e)
 	return 0;
 }
 
-static int say(int sock)
-{
+static int say(int sock) {
 	return send(sock, "", 1, MSG_NOSIGNAL) == 1 ? 0 : -1;
 }
 
-static int until_ready(struct nw_run *r, struct nw_err *e)
-{
+static int until_ready(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m;
 	do {
 		if (news(r, &m, e)) return -1;
@@ -181,8 +170,7 @@ static int until_ready(struct nw_run *r, struct nw_err *e)
 	return r->keyring || !r->profile.namespaces ? 0 : nwp_degrade(r, "session-keyring", e);
 }
 
-int nwp_start(struct nw_run *r, struct nw_err *e)
-{
+int nwp_start(struct nw_run *r, struct nw_err *e) {
 	void *filter = NULL;
 	size_t len = 0;
 	int bad;
@@ -197,8 +185,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e)
 }
 
 /* The records are safe: let it exec. On success its socket closes by exec; otherwise it says why (126, 127). */
-int nwp_go(struct nw_run *r, struct nw_err *e)
-{
+int nwp_go(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m;
 	ssize_t n;
 	r->started_us = nwp_realtime_us();

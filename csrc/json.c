@@ -3,8 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-static void put(struct nw_json *j, const char *s, size_t n)
-{
+static void put(struct nw_json *j, const char *s, size_t n) {
 	if (j->failed || n > j->max - j->len) {
 		j->failed = true;
 		return;
@@ -13,14 +12,12 @@ static void put(struct nw_json *j, const char *s, size_t n)
 	j->len += n;
 }
 
-static void puts_(struct nw_json *j, const char *s)
-{
+static void puts_(struct nw_json *j, const char *s) {
 	put(j, s, strlen(s));
 }
 
 /* Length of the valid UTF-8 sequence at s (RFC 3629: no surrogates, no overlong forms), its code point in *c; 0: none. */
-static int sequence(const unsigned char *s, unsigned *c)
-{
+static int sequence(const unsigned char *s, unsigned *c) {
 	int n = s[0] < 0x80 ? 1 : s[0] >= 0xc2 && s[0] < 0xe0 ? 2 : (s[0] & 0xf0) == 0xe0 ? 3 : s[0] >= 0xf0 && s[0] < 0xf5 ? 4 : 0;
 	*c = n == 1 ? s[0] : n == 2 ? s[0] & 0x1fu : n == 3 ? s[0] & 0xfu : s[0] & 7u;
 	for (int i = 1; i < n; i++) {
@@ -32,44 +29,46 @@ static int sequence(const unsigned char *s, unsigned *c)
 }
 
 /* What a terminal or a log reader would obey: controls, line separators, bidirectional overrides. */
-static bool is_active(unsigned c)
-{
+static bool is_active(unsigned c) {
 	return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
 }
 
-/* The string between quotes; false when a byte had to be replaced. */
-static bool quoted(struct nw_json *j, const char *string)
-{
-	const unsigned char *s = (const unsigned char *)string;
-	bool valid = true;
-	put(j, "\"", 1);
-	while (*s) {
-		unsigned c;
-		int n = sequence(s, &c);
-		char esc[8];
-		if (n == 0) {
-			puts_(j, "\xef\xbf\xbd");
-			valid = false;
-			n = 1;
-		} else if (c == '"' || c == '\\') {
-			put(j, c == '"' ? "\\\"" : "\\\\", 2);
-		} else if (is_active(c)) {
-			snprintf(esc, sizeof esc, "\\u%04x", c);
-			puts_(j, esc);
-		} else {
-			put(j, (const char *)s, (size_t)n);
-		}
-		s += n;
-	}
-	put(j, "\"", 1);
-	return valid;
+/* One character as it is written, into to; returns how many bytes of s it stands for, 0 when that is one that had to be replaced. */
+static int unit(const unsigned char *s, char to[8]) {
+	unsigned c;
+	int n = sequence(s, &c);
+	if (n == 0) strcpy(to, "\xef\xbf\xbd");
+	else if (c == '"' || c == '\\') snprintf(to, 8, "\\%c", (int)c);
+	else if (is_active(c)) snprintf(to, 8, "\\u%04x", c);
+	else snprintf(to, 8, "%.*s", n, (const char *)s);
+	return n;
 }
 
-static void base64(struct nw_json *j, const char *string)
-{
+struct kept {
+	size_t from, to; /* bytes of the string that stand in the record; bytes they take there */
+	bool valid;      /* none had to be replaced */
+};
+
+/* The string between quotes, as much of it as cap bytes hold. */
+static struct kept quoted(struct nw_json *j, const char *s, size_t cap) {
+	struct kept k = { .valid = true };
+	char as[8];
+	put(j, "\"", 1);
+	while (s[k.from]) {
+		int n = unit((const unsigned char *)s + k.from, as);
+		if (k.to + strlen(as) > cap) break;
+		puts_(j, as);
+		k.to += strlen(as);
+		k.from += n ? (size_t)n : 1;
+		k.valid &= n > 0;
+	}
+	put(j, "\"", 1);
+	return k;
+}
+
+static void base64(struct nw_json *j, const char *string, size_t left) {
 	static const char digit[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 	const unsigned char *s = (const unsigned char *)string;
-	size_t left = strlen(string);
 	put(j, "\"", 1);
 	for (; left > 0; s += 3, left = left > 3 ? left - 3 : 0) {
 		unsigned v = (unsigned)s[0] << 16 | (left > 1 ? (unsigned)s[1] << 8 : 0) | (left > 2 ? s[2] : 0);
@@ -79,8 +78,7 @@ static void base64(struct nw_json *j, const char *string)
 	put(j, "\"", 1);
 }
 
-static void name(struct nw_json *j, const char *s, size_t n)
-{
+static void name(struct nw_json *j, const char *s, size_t n) {
 	if (!j->first) put(j, ",", 1);
 	j->first = false;
 	put(j, "\"", 1);
@@ -88,21 +86,18 @@ static void name(struct nw_json *j, const char *s, size_t n)
 }
 
 /* Length of the path of s's object, without the last name. */
-static size_t parent(const char *s)
-{
+static size_t parent(const char *s) {
 	const char *dot = strrchr(s, '.');
 	return dot ? (size_t)(dot - s) : 0;
 }
 
-static bool is_prefix(const char *open, const char *path)
-{
+static bool is_prefix(const char *open, const char *path) {
 	size_t n = strlen(open);
 	return n == 0 || (strncmp(open, path, n) == 0 && path[n] == '.');
 }
 
 /* Close and open objects until the innermost one is path's, then write path's last name. */
-static void member(struct nw_json *j, const char *path, const char *suffix)
-{
+static void member(struct nw_json *j, const char *path, const char *suffix) {
 	size_t want = parent(path);
 	while (!is_prefix(j->open, path)) {
 		j->open[parent(j->open)] = 0;
@@ -127,59 +122,76 @@ static void member(struct nw_json *j, const char *path, const char *suffix)
 	put(j, "\":", 2);
 }
 
-void nw_json_begin(struct nw_json *j, char *buffer, size_t max)
-{
+void nw_json_begin(struct nw_json *j, char *buffer, size_t max, size_t cap) {
 	memset(j, 0, sizeof *j);
 	j->p = buffer;
 	j->max = max;
+	j->cap = cap;
 	j->first = true;
 	put(j, "{", 1);
 }
 
-void nw_json_string(struct nw_json *j, const char *path, const char *s)
-{
-	member(j, path, "");
-	if (quoted(j, s)) return;
-	member(j, path, "_b64");
-	base64(j, s);
-}
-
-void nw_json_int(struct nw_json *j, const char *path, int64_t v)
-{
+static void integer(struct nw_json *j, const char *path, const char *suffix, int64_t v) {
 	char n[24];
-	member(j, path, "");
+	member(j, path, suffix);
 	snprintf(n, sizeof n, "%lld", (long long)v);
 	puts_(j, n);
 }
 
-void nw_json_bool(struct nw_json *j, const char *path, bool v)
-{
+/* What the caller or the payload chose; it cannot push out what the site found. */
+static bool is_claim(const char *path) {
+	return strncmp(path, "process.", 8) == 0 || strncmp(path, "nodewrap.declared.", 18) == 0 || strncmp(path, "event.", 6) == 0;
+}
+
+void nw_json_string(struct nw_json *j, const char *path, const char *s) {
+	size_t cap = is_claim(path) || j->cap > NW_JSON_FLOOR ? j->cap : NW_JSON_FLOOR;
+	member(j, path, "");
+	struct kept k = quoted(j, s, cap);
+	if (!k.valid) {
+		member(j, path, "_b64");
+		base64(j, s, k.from);
+	}
+	if (s[k.from]) integer(j, path, "_cut", (int64_t)strlen(s));
+}
+
+void nw_json_int(struct nw_json *j, const char *path, int64_t v) {
+	integer(j, path, "", v);
+}
+
+void nw_json_bool(struct nw_json *j, const char *path, bool v) {
 	member(j, path, "");
 	puts_(j, v ? "true" : "false");
 }
 
-void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n)
-{
-	bool valid = true;
+void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n) {
+	struct kept k = { .valid = true };
+	size_t used = 0;
+	bool valid = true, cut = false;
+	int have = 0;
 	member(j, path, "");
 	put(j, "[", 1);
-	for (int i = 0; i < n; i++) {
-		if (i) put(j, ",", 1);
-		valid &= quoted(j, s[i]);
+	while (have < n && !cut && used + 2 + (have > 0) <= j->cap) {
+		if (have) put(j, ",", 1);
+		used += 2 + (have > 0);
+		k = quoted(j, s[have], j->cap - used);
+		used += k.to;
+		valid &= k.valid;
+		cut = s[have++][k.from];
 	}
 	put(j, "]", 1);
-	if (valid) return;
-	member(j, path, "_b64");
-	put(j, "[", 1);
-	for (int i = 0; i < n; i++) {
-		if (i) put(j, ",", 1);
-		base64(j, s[i]);
+	if (!valid) {
+		member(j, path, "_b64");
+		put(j, "[", 1);
+		for (int i = 0; i < have; i++) {
+			if (i) put(j, ",", 1);
+			base64(j, s[i], i == have - 1 ? k.from : strlen(s[i]));
+		}
+		put(j, "]", 1);
 	}
-	put(j, "]", 1);
+	if (cut || have < n) integer(j, path, "_cut", n);
 }
 
-size_t nw_json_end(struct nw_json *j)
-{
+size_t nw_json_end(struct nw_json *j) {
 	while (j->open[0]) {
 		j->open[parent(j->open)] = 0;
 		put(j, "}", 1);

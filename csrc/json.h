@@ -10,16 +10,18 @@
 /* cffi: begin */
 #define NW_RECORD_MAX 65536
 #define NW_PATH_DEPTH 8
+#define NW_JSON_FLOOR 512 /* strings that nobody but the site chose are not cut below this */
 
 struct nw_json {
 	char *p;
 	size_t len, max;
 	bool failed;    /* did not fit: nothing of it may be used */
 	bool first;     /* no member in the innermost object yet */
+	size_t cap;     /* most bytes between the quotes or brackets of a value; docs/audit.md, "The line" */
 	char open[128]; /* dotted path of the objects that are open */
 };
 
-void nw_json_begin(struct nw_json *j, char *buffer, size_t max);
+void nw_json_begin(struct nw_json *j, char *buffer, size_t max, size_t cap);
 void nw_json_string(struct nw_json *j, const char *path, const char *s);
 void nw_json_int(struct nw_json *j, const char *path, int64_t v);
 void nw_json_bool(struct nw_json *j, const char *path, bool v);

@@ -1,8 +1,7 @@
 /* The launcher without privilege: unprivileged user namespaces, newuidmap ranges where the site delegates them. */
 #include "run.h"
 
-int main(int argc, char **argv)
-{
+int main(int argc, char **argv) {
 	static const struct nw_launcher userns = { "userns", false };
 	return nwp_main(&userns, argc, argv);
 }

@@ -2,15 +2,13 @@
 
 #include <string.h>
 
-void nw_lines_begin(struct nw_lines *l, char *text, size_t len)
-{
+void nw_lines_begin(struct nw_lines *l, char *text, size_t len) {
 	memset(l, 0, sizeof *l);
 	l->p = text;
 	l->end = text + len;
 }
 
-static int split(struct nw_lines *l, char *p, char *end, struct nw_err *e)
-{
+static int split(struct nw_lines *l, char *p, char *end, struct nw_err *e) {
 	l->words = 0;
 	while (p < end) {
 		if (*p == ' ' || *p == '\t') {
@@ -26,8 +24,7 @@ static int split(struct nw_lines *l, char *p, char *end, struct nw_err *e)
 	return 0;
 }
 
-int nw_lines_next(struct nw_lines *l, struct nw_err *e)
-{
+int nw_lines_next(struct nw_lines *l, struct nw_err *e) {
 	while (l->p < l->end) {
 		char *line = l->p, *nl = memchr(line, '\n', (size_t)(l->end - line));
 		if (++l->number > NW_FILE_LINES) return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "more than %d lines", NW_FILE_LINES);
@@ -45,8 +42,7 @@ int nw_lines_next(struct nw_lines *l, struct nw_err *e)
 	return 0;
 }
 
-int nw_number(const char *s, uint64_t max, uint64_t *v)
-{
+int nw_number(const char *s, uint64_t max, uint64_t *v) {
 	uint64_t n = 0;
 	if (!*s || (s[0] == '0' && s[1])) return -1;
 	for (; *s; s++) {
@@ -58,8 +54,7 @@ int nw_number(const char *s, uint64_t max, uint64_t *v)
 	return 0;
 }
 
-int nw_octal(const char *s, uint32_t *v)
-{
+int nw_octal(const char *s, uint32_t *v) {
 	uint32_t n = 0;
 	int digits = 0;
 	for (; *s; s++, digits++) {

@@ -4,13 +4,11 @@
 #define LINKS 8
 
 /* The userns launcher has no more rights than its caller, so what the caller owns is good enough for it. */
-uid_t nwp_trusted_owner(const struct nw_run *r)
-{
+uid_t nwp_trusted_owner(const struct nw_run *r) {
 	return r->launcher->privileged ? 0 : r->caller.uid;
 }
 
-static int check(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e)
-{
+static int check(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e) {
 	if (fstat(fd, st)) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot be examined: %s", path, strerror(errno));
 	if (st->st_uid != 0 && st->st_uid != owner)
 		return nw_fail(e, NW_INTERNAL, "NW-PATH-OWNER", "%s: \"%s\" belongs to uid %u, not to root; chown it or move the file", path, part,
@@ -22,8 +20,7 @@ static int check(int fd, uid_t owner, const char *path, const char *part, struct
 }
 
 /* Put the target of the link fd in front of what is still to walk. */
-static int follow(int fd, char *rest, const char *path, struct nw_err *e)
-{
+static int follow(int fd, char *rest, const char *path, struct nw_err *e) {
 	char target[PATH_MAX], tail[PATH_MAX];
 	ssize_t n = readlinkat(fd, "", target, sizeof target - 1);
 	if (n < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot read a link: %s", path, strerror(errno));
@@ -33,8 +30,7 @@ static int follow(int fd, char *rest, const char *path, struct nw_err *e)
 	return 0;
 }
 
-int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
-{
+int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e) {
 	char rest[PATH_MAX], part[NAME_MAX + 1];
 	int dir = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), links = 0, fd;
 	struct stat st;
@@ -92,8 +88,7 @@ fail:
 	return -1;
 }
 
-char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, struct nw_err *e)
-{
+char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, struct nw_err *e) {
 	int fd = nwp_open_trusted(path, owner, O_RDONLY | O_NONBLOCK | O_NOCTTY, e);
 	struct stat st;
 	char *text;

@@ -9,16 +9,14 @@ struct ruleset {
 	uint64_t fs, net, scoped;
 }; /* landlock(7): scoped since ABI 6, Linux 6.12 */
 
-static void __attribute__((noreturn)) give_up(int sock, int code, int exit, const char *id, const char *what, const char *detail)
-{
+static void __attribute__((noreturn)) give_up(int sock, int code, int exit, const char *id, const char *what, const char *detail) {
 	struct nw_msg m = { .what = NW_NEWS_ERROR };
 	int err = errno;
 	nw_fail(&m.err, exit, id, "%s %s: %s", what, detail, strerror(err));
 	_exit(nwp_write_all(sock, &m, sizeof m) ? 125 : code);
 }
 
-static int close_abstract(void)
-{
+static int close_abstract(void) {
 	struct ruleset rules = { 0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET };
 	int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0), bad;
 	if (fd < 0) return -1;
@@ -27,8 +25,7 @@ static int close_abstract(void)
 	return bad;
 }
 
-static int write_file(const struct nw_file *f)
-{
+static int write_file(const struct nw_file *f) {
 	int fd = open(f->path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, f->mode);
 	struct stat st;
 	bool bad = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 || fchmod(fd, f->mode) ||
@@ -39,8 +36,7 @@ static int write_file(const struct nw_file *f)
 }
 
 /* The caller's own limits again, lowered to what the site allows. */
-static int apply_limits(struct nw_run *r)
-{
+static int apply_limits(struct nw_run *r) {
 	struct nw_decision *d = &r->decision;
 	for (int i = 0; i < d->limits; i++) {
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
@@ -52,8 +48,7 @@ static int apply_limits(struct nw_run *r)
 	return 0;
 }
 
-static char **build_env(struct nw_run *r)
-{
+static char **build_env(struct nw_run *r) {
 	struct nw_decision *d = &r->decision;
 	const struct nw_account *a = r->id.account;
 	char **env = calloc((size_t)(d->keeps + d->sets + NW_ACCOUNT_SET) + 1, sizeof *env);
@@ -65,8 +60,7 @@ static char **build_env(struct nw_run *r)
 }
 
 /* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. */
-static void search_and_exec(const char *name, char **argv, char **env)
-{
+static void search_and_exec(const char *name, char **argv, char **env) {
 	const char *path = "/usr/local/bin:/usr/bin:/bin";
 	char full[4096];
 	int err = ENOENT;
@@ -83,8 +77,7 @@ static void search_and_exec(const char *name, char **argv, char **env)
 	errno = err;
 }
 
-static int enter_directory(struct nw_run *r)
-{
+static int enter_directory(struct nw_run *r) {
 	const struct nw_decision *d = &r->decision;
 	const char *first = d->cwd ? d->cwd : d->workdir;
 	if (first) return chdir(first);
@@ -93,8 +86,7 @@ static int enter_directory(struct nw_run *r)
 	return chdir("/tmp") ? chdir("/") : 0;
 }
 
-static int take_std(struct nw_run *r, int *sock)
-{
+static int take_std(struct nw_run *r, int *sock) {
 	int high = fcntl(*sock, F_DUPFD_CLOEXEC, 10);
 	for (int i = 0; i < 3; i++)
 		if (dup2(r->std[i], i) != i || (r->std[i] == i && fcntl(i, F_SETFD, 0))) return -1;
@@ -103,8 +95,7 @@ static int take_std(struct nw_run *r, int *sock)
 	return 0;
 }
 
-static void change_ids(struct nw_run *r, int sock)
-{
+static void change_ids(struct nw_run *r, int sock) {
 	const struct nw_identity *id = &r->id;
 	const struct nw_account *a = id->account;
 	bool inside = r->userns >= 0 || r->decision.mode == NW_MAP, own_groups = id->uid == r->caller.uid;
@@ -115,16 +106,14 @@ static void change_ids(struct nw_run *r, int sock)
 }
 
 /* Real root: the payload's user namespace is new at this point and the launcher must write its maps. */
-static void await_maps(struct nw_run *r, int sock)
-{
+static void await_maps(struct nw_run *r, int sock) {
 	struct nw_msg m = { .what = NW_NEWS_MAP };
 	char go;
 	if (!(r->launcher->privileged && r->decision.mode == NW_MAP)) return;
 	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1) _exit(125);
 }
 
-void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len)
-{
+void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	struct nw_msg ready = { .what = NW_NEWS_READY };
 	char **argv = r->caller.argv + r->decision.argv_from, **env, go, loginuid[16];
 	struct sigaction dfl = { .sa_handler = SIG_DFL };

@@ -3,20 +3,17 @@
  * walk through names that the payload could have planted. */
 #include "run.h"
 
-static int fail(struct nw_err *e, const char *what, const char *path)
-{
+static int fail(struct nw_err *e, const char *what, const char *path) {
 	return nw_fail(e, NW_INTERNAL, "NW-MOUNT", "%s %s: %s; see the profile in the policy, \"nodewrap doctor\"", what, path, strerror(errno));
 }
 
-static int set_flags(int fd, uint64_t set, uint64_t clear, uint64_t propagation, bool recursive)
-{
+static int set_flags(int fd, uint64_t set, uint64_t clear, uint64_t propagation, bool recursive) {
 	struct mount_attr a = { .attr_set = set, .attr_clr = clear, .propagation = propagation };
 	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &a, sizeof a);
 }
 
 /* Walk to the place of path below root, making what is missing on our own tmpfs; a link on the way is an attack or a mistake. */
-static int target(int root, const char *path, bool dir, struct nw_err *e)
-{
+static int target(int root, const char *path, bool dir, struct nw_err *e) {
 	char part[NAME_MAX + 1];
 	int at = dup(root), next;
 	for (const char *p = path + strspn(path, "/"); *p && at >= 0; p += strspn(p, "/")) {
@@ -42,8 +39,7 @@ static int target(int root, const char *path, bool dir, struct nw_err *e)
 	return at;
 }
 
-static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e)
-{
+static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e) {
 	int to = target(root, path, dir, e), bad;
 	if (to < 0) {
 		close(mnt);
@@ -56,8 +52,7 @@ static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *
 }
 
 /* A new file system as a detached mount. options: name, value, …, NULL */
-static int new_fs(const char *type, const char *const *options, uint64_t flags)
-{
+static int new_fs(const char *type, const char *const *options, uint64_t flags) {
 	int fs = fsopen(type, FSOPEN_CLOEXEC), mnt = -1;
 	if (fs < 0) return -1;
 	for (; *options; options += 2)
@@ -69,8 +64,7 @@ out:
 }
 
 /* A host path as a detached copy. Private unless later mounts of the host must follow (/cvmfs). -2: optional and absent. */
-static int copy_host(const char *path, unsigned flags, bool slave, bool device, bool *dir, struct nw_err *e)
-{
+static int copy_host(const char *path, unsigned flags, bool slave, bool device, bool *dir, struct nw_err *e) {
 	struct stat st;
 	int mnt = open_tree(AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_RECURSIVE);
 	if (mnt < 0) return errno == ENOENT && flags & NW_OP_OPTIONAL ? -2 : fail(e, "cannot show", path);
@@ -83,8 +77,7 @@ static int copy_host(const char *path, unsigned flags, bool slave, bool device, 
 	return mnt;
 }
 
-static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
-{
+static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e) {
 	char mode[16], size[32];
 	const char *options[] = { "mode", mode, "size", size, NULL };
 	int mnt;
@@ -95,8 +88,7 @@ static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e)
 }
 
 /* What every minimal /dev has beside its nodes: the links into /proc/self/fd, and terminals of its own. */
-static int dev_base(int root, struct nw_err *e)
-{
+static int dev_base(int root, struct nw_err *e) {
 	static const struct {
 		const char *name, *to;
 	} link[] = {
@@ -118,8 +110,7 @@ static int dev_base(int root, struct nw_err *e)
 	return mnt < 0 ? fail(e, "no devpts for", "/dev/pts") : attach(root, mnt, "/dev/pts", true, e);
 }
 
-static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
-{
+static int do_dev(int root, const struct nw_op *op, struct nw_err *e) {
 	char path[NW_PATH + 8];
 	bool dir;
 	int mnt;
@@ -129,15 +120,13 @@ static int do_dev(int root, const struct nw_op *op, struct nw_err *e)
 	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
 }
 
-static int do_kernel_fs(int root, const char *type, const char *path, struct nw_err *e)
-{
+static int do_kernel_fs(int root, const char *type, const char *path, struct nw_err *e) {
 	static const char *const none[] = { NULL };
 	int mnt = new_fs(type, none, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
 	return mnt < 0 ? fail(e, type, "cannot be mounted") : attach(root, mnt, path, true, e);
 }
 
-static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e)
-{
+static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e) {
 	const char *home;
 	bool dir;
 	int mnt, at;
@@ -167,8 +156,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 
 /* A directory of the caller's. A privileged launcher made the mount before the namespaces; without privilege that is only possible
  * in here, so the directory is opened again and must be the same one. */
-static int callers(int root, const struct nw_dir *d, struct nw_err *e)
-{
+static int callers(int root, const struct nw_dir *d, struct nw_err *e) {
 	struct stat st;
 	int mnt = d->mnt, fd;
 	if (mnt < 0) {
@@ -185,16 +173,14 @@ static int callers(int root, const struct nw_dir *d, struct nw_err *e)
 	return attach(root, mnt, d->path, true, e);
 }
 
-static int loopback_up(struct nw_err *e)
-{
+static int loopback_up(struct nw_err *e) {
 	struct ifreq q = { .ifr_name = "lo", .ifr_flags = IFF_UP | IFF_RUNNING };
 	int s = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0), bad = s < 0 || ioctl(s, SIOCSIFFLAGS, &q);
 	nwp_close(&s);
 	return bad ? nw_fail(e, NW_INTERNAL, "NW-NETWORK", "cannot bring up loopback: %s", strerror(errno)) : 0;
 }
 
-int nwp_build_root(struct nw_run *r, struct nw_err *e)
-{
+int nwp_build_root(struct nw_run *r, struct nw_err *e) {
 	static const char *const options[] = { "mode", "0755", "size", "16m", NULL };
 	int root, mnt;
 	if (r->profile.namespaces & NW_NS_NET && loopback_up(e)) return -1;

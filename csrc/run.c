@@ -7,16 +7,14 @@
 
 static struct nw_run run;
 
-static void tell(const struct nw_err *e)
-{
+static void tell(const struct nw_err *e) {
 	char line[700];
 	int n = snprintf(line, sizeof line, "nodewrap: %s: %s\n", e->code, e->text);
 	nwp_write_all(2, line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
 }
 
 /* Step 2. The userns launcher has no rights beyond its caller's, so it may be pointed at the caller's own site. */
-static int read_guard(struct nw_run *r, struct nw_err *e)
-{
+static int read_guard(struct nw_run *r, struct nw_err *e) {
 	const char *path = NW_GUARD;
 	size_t len;
 	char *text;
@@ -31,16 +29,15 @@ static int read_guard(struct nw_run *r, struct nw_err *e)
 		memcpy(why, e->text, sizeof why);
 		return nw_fail(e, e->exit, e->code, "%s: %.300s", path, why);
 	}
-	if (strcmp(r->guard.launcher, r->launcher->name))
+	if (strcmp(nw_launcher_name(&r->guard), r->launcher->name))
 		return nw_fail(e, NW_INTERNAL, "NW-LAUNCHER", "this is the %s launcher, %s names \"%s\"; call that one or change the guard",
-			r->launcher->name, path, r->guard.launcher);
+			r->launcher->name, path, nw_launcher_name(&r->guard));
 	if (!nw_in_ranges(&r->guard.caller_uid, r->caller.uid) && !(r->caller.uid == 0 && !r->launcher->privileged))
 		return nw_fail(e, NW_DENIED, "NW-CALLER", "uid %u may not call nodewrap; see caller-uid in %s", r->caller.uid, path);
 	return 0;
 }
 
-static int read_profile(struct nw_run *r, struct nw_err *e)
-{
+static int read_profile(struct nw_run *r, struct nw_err *e) {
 	char path[NW_PATH + 16];
 	size_t len;
 	char *text;
@@ -54,8 +51,7 @@ static int read_profile(struct nw_run *r, struct nw_err *e)
 }
 
 /* Step 4, and what the decision says of descriptors: --status-fd must be one that the caller really gave us. */
-static int check(struct nw_run *r, struct nw_err *e)
-{
+static int check(struct nw_run *r, struct nw_err *e) {
 	struct nw_decision *d = &r->decision;
 	int fd = d->status_fd;
 	if (nw_decision_check(d, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e)) return -1;
@@ -67,8 +63,7 @@ static int check(struct nw_run *r, struct nw_err *e)
 }
 
 /* A denial, a usage text, an error of the child's: what it says, on record. Returns the exit code, or -1 for a permit. */
-static int answer(struct nw_run *r, struct nw_err *e)
-{
+static int answer(struct nw_run *r, struct nw_err *e) {
 	static const int exits[] = { [NW_DENY] = NW_DENIED, [NW_MISTAKE] = NW_USAGE, [NW_ERROR] = NW_INTERNAL };
 	struct nw_decision *d = &r->decision;
 	struct nw_err lost;
@@ -81,8 +76,7 @@ static int answer(struct nw_run *r, struct nw_err *e)
 	return e->exit;
 }
 
-static int start(struct nw_run *r, struct nw_err *e)
-{
+static int start(struct nw_run *r, struct nw_err *e) {
 	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) ||
 		nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e)))
 		return -1;
@@ -96,8 +90,7 @@ static int start(struct nw_run *r, struct nw_err *e)
 }
 
 /* Step 9 in both endings: nothing alive, nothing lent, everything told. False when something could not be ended or recorded. */
-static bool finish(struct nw_run *r, bool started)
-{
+static bool finish(struct nw_run *r, bool started) {
 	struct nw_err lost = { 0 };
 	bool ok = true;
 	nwp_end_processes(r);
@@ -112,14 +105,12 @@ static bool finish(struct nw_run *r, bool started)
 	return ok && r->left == 0;
 }
 
-static int exit_code(const struct nw_run *r)
-{
+static int exit_code(const struct nw_run *r) {
 	int code = WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 128 + WTERMSIG(r->status);
 	return code >= NW_USAGE && code <= NW_COLLIDES ? NW_COLLIDES : code;
 }
 
-static int refuse(struct nw_run *r, const struct nw_err *e)
-{
+static int refuse(struct nw_run *r, const struct nw_err *e) {
 	struct nw_err lost;
 	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->code, "NW-AUDIT")) tell(&lost);
 	tell(e);
@@ -128,8 +119,7 @@ static int refuse(struct nw_run *r, const struct nw_err *e)
 	return e->exit;
 }
 
-int nwp_main(const struct nw_launcher *l, int argc, char **argv)
-{
+int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	struct nw_run *r = &run;
 	struct nw_err e = { 0 };
 	int code;

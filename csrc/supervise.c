@@ -9,13 +9,11 @@ static struct relay relays[3];
 
 /* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
  * typed into). Pipes and sockets cannot give more; /dev/null has nothing to give. */
-static bool harmless(int fd, struct stat *st)
-{
+static bool harmless(int fd, struct stat *st) {
 	return fstat(fd, st) == 0 && (S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3)));
 }
 
-static int relay(struct nw_run *r, int fd)
-{
+static int relay(struct nw_run *r, int fd) {
 	int p[2], mine = fd == 0 ? 1 : 0;
 	if (pipe2(p, O_CLOEXEC)) return -1;
 	/* The payload may open /dev/stdout again: its own pipe is its own. */
@@ -25,8 +23,7 @@ static int relay(struct nw_run *r, int fd)
 	return fcntl(p[mine], F_SETFL, fd == 0 ? O_NONBLOCK : 0);
 }
 
-int nwp_relay_open(struct nw_run *r)
-{
+int nwp_relay_open(struct nw_run *r) {
 	struct stat st, out;
 	for (int fd = 0; fd < 3; fd++) {
 		relays[fd] = (struct relay){ -1, -1 };
@@ -39,22 +36,19 @@ int nwp_relay_open(struct nw_run *r)
 	return 0;
 }
 
-static void close_payload_ends(struct nw_run *r)
-{
+static void close_payload_ends(struct nw_run *r) {
 	for (int fd = 0; fd < 3; fd++)
 		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
 }
 
-static void stop_relay(struct relay *x)
-{
+static void stop_relay(struct relay *x) {
 	if (x->from > 2) close(x->from);
 	if (x->to > 2) close(x->to); /* the payload sees the end of its stdin */
 	x->from = x->to = -1;
 }
 
 /* Output is written whole: files and terminals take it at once. */
-static void carry_out(struct relay *x)
-{
+static void carry_out(struct relay *x) {
 	char buffer[65536];
 	ssize_t n = read(x->from, buffer, sizeof buffer);
 	if (n < 0 && errno == EINTR) return;
@@ -67,8 +61,7 @@ static struct {
 	size_t at, n;
 } held;
 
-static void carry_in(struct relay *x)
-{
+static void carry_in(struct relay *x) {
 	ssize_t n = held.n ? 1 : read(x->from, held.bytes, sizeof held.bytes);
 	if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
 	if (n <= 0) {
@@ -81,21 +74,18 @@ static void carry_in(struct relay *x)
 	if (n > 0) held.at += (size_t)n, held.n -= (size_t)n;
 }
 
-static void signal_payload(struct nw_run *r, int sig)
-{
+static void signal_payload(struct nw_run *r, int sig) {
 	nwp_pidfd_signal(r->payload_fd, sig); /* ESRCH: it has just ended, which is about to be told */
 }
 
-static void kill_all(struct nw_run *r, const char *why)
-{
+static void kill_all(struct nw_run *r, const char *why) {
 	if (!r->why) r->why = why;
 	if (nwp_pidfd_signal(r->init_fd, SIGKILL)) return; /* already gone */
 	signal_payload(r, SIGKILL);
 }
 
 /* What the pilot sends us is meant for the payload. Job control stops both. */
-static void forward(struct nw_run *r, int fd)
-{
+static void forward(struct nw_run *r, int fd) {
 	struct signalfd_siginfo s;
 	if (read(fd, &s, sizeof s) != sizeof s) return;
 	switch (s.ssi_signo) {
@@ -113,8 +103,7 @@ static void forward(struct nw_run *r, int fd)
 	}
 }
 
-static void take_end(struct nw_run *r)
-{
+static void take_end(struct nw_run *r) {
 	struct nw_msg m;
 	if (recv(r->init_sock, &m, sizeof m, MSG_DONTWAIT) == (ssize_t)sizeof m && m.what == NW_NEWS_EXIT) {
 		r->status = m.status;
@@ -124,21 +113,18 @@ static void take_end(struct nw_run *r)
 	nwp_close(&r->init_sock); /* read, or init died without a word */
 }
 
-static int open_signals(void)
-{
+static int open_signals(void) {
 	sigset_t all;
 	sigfillset(&all);
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static int timeout(uint64_t wall, uint64_t kill)
-{
+static int timeout(uint64_t wall, uint64_t kill) {
 	uint64_t now = nwp_now_ms(), next = wall < kill ? wall : kill;
 	return next == UINT64_MAX ? -1 : next <= now ? 0 : next - now > 3600000 ? 3600000 : (int)(next - now);
 }
 
-static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill)
-{
+static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 	uint64_t now = nwp_now_ms();
 	if (now >= *wall) {
 		r->why = "wall";
@@ -154,15 +140,13 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill)
 }
 
 /* After the payload's end whatever its pipes still hold is carried over; nobody is left to write more. */
-static void drain(void)
-{
+static void drain(void) {
 	for (int i = 1; i < 3; i++)
 		while (relays[i].from >= 0) carry_out(&relays[i]);
 	stop_relay(&relays[0]);
 }
 
-void nwp_supervise(struct nw_run *r)
-{
+void nwp_supervise(struct nw_run *r) {
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
 	uint64_t wall = r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
 	int signals = open_signals(), pilot = r->caller.parent;

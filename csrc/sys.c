@@ -2,28 +2,24 @@
 #include "run.h"
 
 /* CLOCK_BOOTTIME: limits go on while the machine is suspended and do not follow a stepped wall clock. */
-uint64_t nwp_now_ms(void)
-{
+uint64_t nwp_now_ms(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_BOOTTIME, &t);
 	return (uint64_t)t.tv_sec * 1000 + (uint64_t)t.tv_nsec / 1000000;
 }
 
-uint64_t nwp_realtime_us(void)
-{
+uint64_t nwp_realtime_us(void) {
 	struct timespec t;
 	clock_gettime(CLOCK_REALTIME, &t);
 	return (uint64_t)t.tv_sec * 1000000 + (uint64_t)t.tv_nsec / 1000;
 }
 
-void nwp_close(int *fd)
-{
+void nwp_close(int *fd) {
 	if (*fd >= 0) close(*fd);
 	*fd = -1;
 }
 
-int nwp_write_all(int fd, const void *p, size_t n)
-{
+int nwp_write_all(int fd, const void *p, size_t n) {
 	for (const char *s = p; n > 0;) {
 		ssize_t w = write(fd, s, n);
 		if (w < 0 && errno == EINTR) continue;
@@ -35,8 +31,7 @@ int nwp_write_all(int fd, const void *p, size_t n)
 }
 
 /* One write() of a whole text, as the kernel's control files want it. */
-int nwp_write_file(const char *path, const char *text)
-{
+int nwp_write_file(const char *path, const char *text) {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	ssize_t w;
 	if (fd < 0) return -1;
@@ -45,18 +40,15 @@ int nwp_write_file(const char *path, const char *text)
 	return w == (ssize_t)strlen(text) ? 0 : -1;
 }
 
-int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
-{
+int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
 	struct open_how how = { .flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve };
 	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
 }
 
-int nwp_pidfd_open(pid_t pid)
-{
+int nwp_pidfd_open(pid_t pid) {
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
-int nwp_pidfd_signal(int fd, int sig)
-{
+int nwp_pidfd_signal(int fd, int sig) {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);
 }

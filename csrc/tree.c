@@ -23,8 +23,7 @@ struct walk {
 	size_t depth, room;
 };
 
-static void left(struct walk *w, const char *name)
-{
+static void left(struct walk *w, const char *name) {
 	struct nw_tally *t = w->tally;
 	if (t->left < 4) snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
 	t->left++;
@@ -32,8 +31,7 @@ static void left(struct walk *w, const char *name)
 
 /* "../" only at the front and not further than the top, nothing but names behind, or an absolute path into the tree: then no chain of
  * such links leads out, whatever the links are named. */
-static bool stays_inside(const struct walk *w, const char *to)
-{
+static bool stays_inside(const struct walk *w, const char *to) {
 	size_t n = strlen(w->want->top), up = 0;
 	if (to[0] == '/') {
 		if (strncmp(to, w->want->top, n) || (to[n] && to[n] != '/')) return false;
@@ -47,21 +45,18 @@ static bool stays_inside(const struct walk *w, const char *to)
 	return true;
 }
 
-static void drop(struct walk *w, int dir, const char *name, uint64_t *count)
-{
+static void drop(struct walk *w, int dir, const char *name, uint64_t *count) {
 	if (unlinkat(dir, name, 0)) left(w, name);
 	else ++*count;
 }
 
-static void give(struct walk *w, int dir, const char *name, const struct stat *st)
-{
+static void give(struct walk *w, int dir, const char *name, const struct stat *st) {
 	const struct nw_walk *x = w->want;
 	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
 	if (fchownat(dir, name, x->to_uid, x->to_gid, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH))) left(w, *name ? name : ".");
 }
 
-static void file(struct walk *w, int dir, const char *name, struct stat *st)
-{
+static void file(struct walk *w, int dir, const char *name, struct stat *st) {
 	struct nw_tally *t = w->tally;
 	char to[4096];
 	ssize_t n;
@@ -83,8 +78,7 @@ static void file(struct walk *w, int dir, const char *name, struct stat *st)
 	give(w, dir, name, st);
 }
 
-static int push(struct walk *w, const struct stat *st)
-{
+static int push(struct walk *w, const struct stat *st) {
 	if (w->depth == w->room) {
 		struct level *more = realloc(w->stack, (w->room + 1024) * sizeof *more);
 		if (!more) return -1;
@@ -96,8 +90,7 @@ static int push(struct walk *w, const struct stat *st)
 }
 
 /* Into a directory below; one that the owner closed is opened up first. -1: it stays as it is, and is reported. */
-static int enter(struct walk *w, int dir, const char *name, struct stat *st)
-{
+static int enter(struct walk *w, int dir, const char *name, struct stat *st) {
 	const uint64_t how = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
 	int fd;
 	if ((st->st_mode & 0700) != 0700 && fchmodat(dir, name, (st->st_mode & 0777) | 0700, 0)) {
@@ -113,8 +106,7 @@ static int enter(struct walk *w, int dir, const char *name, struct stat *st)
 }
 
 /* Back up by "..": nobody moves directories any more, and the inode proves it. */
-static int leave(struct walk *w, int dir)
-{
+static int leave(struct walk *w, int dir) {
 	int up = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	struct level *l;
 	struct stat st;
@@ -130,8 +122,7 @@ static int leave(struct walk *w, int dir)
 }
 
 /* The rest of one directory. Descriptor of the directory to go on in, or -1 at the end of the walk. */
-static int rest_of(struct walk *w, int dir)
-{
+static int rest_of(struct walk *w, int dir) {
 	static _Alignas(8) char buffer[32768];
 	long n;
 	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0)
@@ -160,8 +151,7 @@ static int rest_of(struct walk *w, int dir)
 	return -1;
 }
 
-void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t)
-{
+void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 	struct walk w = { want, t, NULL, 0, 0 };
 	int dir = openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;

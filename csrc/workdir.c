@@ -2,8 +2,7 @@
  * (mount_setattr(2): on disk everything stays the pilot's, nothing to hand back), else by chown there and back. */
 #include "run.h"
 
-static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e)
-{
+static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e) {
 	struct stat st;
 	d->path = path;
 	if (!path) return 0;
@@ -19,8 +18,7 @@ static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct
 	return 0;
 }
 
-int nwp_open_dirs(struct nw_run *r, struct nw_err *e)
-{
+int nwp_open_dirs(struct nw_run *r, struct nw_err *e) {
 	if (open_dir(r, &r->work, r->decision.workdir, e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
 		if (open_dir(r, &r->expose[i], r->decision.expose[i], e)) return -1;
@@ -28,8 +26,7 @@ int nwp_open_dirs(struct nw_run *r, struct nw_err *e)
 }
 
 /* A user namespace in which the caller's id on disk is the payload's: alive only until its descriptor is in the mount. */
-static int idmap_namespace(struct nw_run *r)
-{
+static int idmap_namespace(struct nw_run *r) {
 	char path[64], map[64];
 	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
 	int fd = -1;
@@ -51,8 +48,7 @@ static int idmap_namespace(struct nw_run *r)
 	return fd;
 }
 
-static int idmap(struct nw_run *r, int mnt)
-{
+static int idmap(struct nw_run *r, int mnt) {
 	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP };
 	int fd = idmap_namespace(r), bad;
 	if (fd < 0) return -1;
@@ -62,14 +58,12 @@ static int idmap(struct nw_run *r, int mnt)
 	return bad;
 }
 
-static int detach(struct nw_dir *d, struct nw_err *e)
-{
+static int detach(struct nw_dir *d, struct nw_err *e) {
 	d->mnt = open_tree(d->fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 	return d->mnt < 0 ? nw_fail(e, NW_INTERNAL, "NW-MOUNT", "cannot show %s: %s", d->path, strerror(errno)) : 0;
 }
 
-int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
-{
+int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT;
 	for (int i = 0; mounts && i < r->decision.exposes; i++)
 		if (detach(&r->expose[i], e)) return -1;
@@ -86,8 +80,7 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e)
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
  * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns. */
-static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, int out)
-{
+static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
 	bool inside = r->userns >= 0 && r->how == NW_CHOWN;
@@ -107,8 +100,7 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, in
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
-int nwp_chown_work(struct nw_run *r, bool to_payload)
-{
+int nwp_chown_work(struct nw_run *r, bool to_payload) {
 	struct nw_tally t;
 	int fd[2], status = 0;
 	pid_t p;

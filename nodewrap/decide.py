@@ -6,12 +6,7 @@ Nothing here is trusted by the launcher. Facts for the record are gathered as th
 import os
 import pwd
 
-try:
-    from _sha256 import sha256  # type: ignore[import-not-found]  # hashlib costs 4 ms
-except ImportError:  # CPython 3.12 merged the modules
-    from _sha2 import sha256  # type: ignore[import-not-found]
-
-from nodewrap import environment, glexec, model, request, wire
+from nodewrap import digest, environment, glexec, model, request, wire
 from nodewrap.policy import evaluate
 
 PERMIT = 1
@@ -348,7 +343,7 @@ def _syslog(ask: model.Ask, req: Request, caller: Caller, identity: "dict[str, o
 
 def _record(record: "list[tuple[str, str]]", req: "Request | None" = None, ask: "model.Ask | None" = None) -> "list[tuple[int, object]]":
     if req is not None and ask is not None:
-        record = [*record, ("args.sha256", sha256(b"\0".join(req.argv[ask.argv_from:])).hexdigest())]
+        record = [*record, ("args.sha256", digest.args_sha256(req.argv[ask.argv_from:]))]
     return [(23, [(1, key), (2, value)]) for key, value in record if value]
 
 

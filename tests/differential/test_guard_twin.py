@@ -54,11 +54,11 @@ def c_guard(data):
         assert error.exit == 202
         assert text(error.text)
         return None
-    names = ("launcher", "python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup")
+    names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup")
     bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid")
     allow = {mode: tuple(text(guard.allow[at].name[n]) for n in range(guard.allow[at].n)) for at, mode in enumerate(twin.MODES) if guard.allow[at].n}
     return twin.Guard(
-        **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
+        launcher=text(lib.nw_launcher_name(guard)), **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
         child=(guard.child_uid, guard.child_gid) if guard.has_child else None, deadline_ms=guard.deadline_ms, max_wall_s=guard.max_wall_s,
         audit_on_failure=("deny", "run-and-flag", "run")[guard.audit_on_failure], syslog=bool(guard.syslog),
     )
