@@ -20,7 +20,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	text[size + 1] = '\0';
 	two[0] = text;
 	two[1] = text + half + 1;
-	nw_json_begin(&j, line, size % 7 ? sizeof line : size);
+	nw_json_begin(&j, line, size % 7 ? sizeof line : size, size % 2 ? sizeof line : 64);
 	nw_json_int(&j, "event.sequence", (int64_t)size);
 	nw_json_string(&j, "nodewrap.declared.id", two[0]);
 	nw_json_strings(&j, "process.args", two, 2);
