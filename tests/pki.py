@@ -298,7 +298,7 @@ class Pki:
         listed = [{"extn_id": oid, "critical": critical, "extn_value": core.ParsableOctetString(value)} for oid, critical, value in extensions]
         info = cms.AttributeCertificateInfoV2({
             "version": change.get("version", "v2"),
-            "holder": {"base_certificate_id": holder_id, **change.get("holder_more", {})},
+            "holder": {name: value for name, value in {"base_certificate_id": holder_id, **change.get("holder_more", {})}.items() if value},
             "issuer": cms.AttCertIssuer("v2_form", {"issuer_name": issuer_names}),
             "signature": {"algorithm": "sha256_rsa", "parameters": core.Null()},
             "serial_number": 1,

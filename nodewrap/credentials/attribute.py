@@ -150,8 +150,9 @@ def _read_ac(fields: Any) -> Ac:
 
 def _read_holder(holder: Any) -> tuple[bytes, int]:
     """(issuer DER, serial): VOMS names its holder by baseCertificateID alone; anything more would have to be checked too."""
-    if holder["entity_name"].native is not None or holder["object_digest_info"].native is not None:
-        raise ValueError("holder is named by more than issuer and serial")
+    given = [name for name in ("base_certificate_id", "entity_name", "object_digest_info") if not isinstance(holder[name], core.Void)]
+    if given != ["base_certificate_id"]:
+        raise ValueError("holder is not named by issuer and serial alone")
     return _directory_name(holder["base_certificate_id"]["issuer"]), int(holder["base_certificate_id"]["serial"].native)
 
 

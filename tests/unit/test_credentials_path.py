@@ -7,7 +7,7 @@ from asn1crypto import core
 from cryptography import x509
 
 from nodewrap.credentials.policyfile import allowed
-from nodewrap.credentials.trust import MAX_LOOKUPS
+from nodewrap.credentials.trust import MAX_LOOKUPS, Context, Options
 from nodewrap.model import Refusal
 from tests.pki import BASE, CA_USAGE, DAY, Pki, dn, key, key_usage
 
@@ -152,7 +152,13 @@ def test_endless_cas_are_denied_within_the_lookup_limit(pki):
     assert pki.refusal(credential(pki, user=pki.user("Alice Tester", issuer=cas[-1]))) == (203, "NW-X509-CHAIN")
 
 
-def test_no_credential_asks_for_more_files_than_the_launcher_answers():
+def test_no_credential_asks_for_more_files_than_the_launcher_answers(pki):
+    context = Context(pki.trust(), 0, Options())
+    for number in range(MAX_LOOKUPS):
+        assert context.ca(f"{number}.0") is None
+    assert context.ca("0.0") is None  # asked before: costs nothing
+    with pytest.raises(Refusal, match="trust files"):
+        context.voms("one/more.lsc")
     assert MAX_LOOKUPS < 64
 
 

@@ -7,7 +7,7 @@ from asn1crypto import core
 from asn1crypto import x509 as asn1
 from cryptography import x509
 
-from nodewrap.credentials import short_fqan
+from nodewrap.credentials import Refusal, short_fqan
 from tests.need import need
 from tests.pki import (
     ACS,
@@ -145,6 +145,7 @@ BAD = {
     "no host at all": ({"extensions": [NO_REV, (TARGETS, True, targets())]}, "NW-VOMS-TARGET"),
     "version 1": ({"version": "v1"}, "NW-VOMS-PARSE"),
     "two issuer names": (two_issuer_names, "NW-VOMS-PARSE"),
+    "holder by name alone": (lambda pki: {"holder_more": {"base_certificate_id": None, **holder_named_twice(pki)["holder_more"]}}, "NW-VOMS-PARSE"),
     "holder by name too": (holder_named_twice, "NW-VOMS-PARSE"),
     "no attribute": ({"attributes": []}, "NW-VOMS-PARSE"),
     "other attribute alone": ({"attributes": ["1.2.3.4"]}, "NW-VOMS-PARSE"),
@@ -201,6 +202,12 @@ def test_targeted_attribute_certificate_is_denied_when_our_name_is_not_set(pki):
 
 
 # LSC files
+
+
+def test_missing_lsc_is_named_in_the_refusal(pki):
+    ac = pki.forge_ac(authority=f"othervo://{HOST}:15000", fqans=["/othervo"])
+    with pytest.raises(Refusal, match=f"othervo/{HOST}.lsc is missing in vomsdir"):
+        pki.verify(credential(pki, ac))
 
 
 def test_lsc_may_name_several_chains_with_comments(pki):
