@@ -2,8 +2,7 @@
  * to be undone. A lease lives exactly while its lock is held; locks are files that are never unlinked (else two could hold one). */
 #include "run.h"
 
-static int open_dir(struct nw_run *r, const char *name, struct nw_err *e)
-{
+static int open_dir(struct nw_run *r, const char *name, struct nw_err *e) {
 	uid_t owner = nwp_trusted_owner(r);
 	int state = nwp_open_trusted(r->guard.state, owner, O_PATH | O_DIRECTORY, e), dir;
 	if (state < 0) return -1;
@@ -16,9 +15,19 @@ static int open_dir(struct nw_run *r, const char *name, struct nw_err *e)
 	return dir;
 }
 
+/* Blocks of different sizes may overlap: the kernel tells, by locks on ranges of one file (F_OFD_SETLK, fcntl(2)). The descriptor, held
+ * until we exit, -1 when somebody has one of the ids, -2 with *e. */
+static int lock_range(struct nw_run *r, int dir, uint32_t first, uint32_t size, struct nw_err *e) {
+	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = size };
+	int fd = openat(dir, "map", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+	if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &range) == 0) return fd;
+	int err = errno;
+	nwp_close(&fd);
+	return err == EAGAIN || err == EACCES ? -1 : nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/map: %s", r->guard.state, strerror(err)) - 1;
+}
+
 /* Take the lock of one id: 1 taken, 0 somebody has it, -1 with *e. */
-static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_err *e)
-{
+static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_err *e) {
 	char name[16];
 	struct stat st;
 	int fd;
@@ -39,8 +48,7 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uid_t uid, struct nw_
 	return 1;
 }
 
-static int lease_account(struct nw_run *r, int dir, struct nw_err *e)
-{
+static int lease_account(struct nw_run *r, int dir, struct nw_err *e) {
 	struct nw_decision *d = &r->decision;
 	uint64_t start = nwp_realtime_us(); /* begin anywhere, so that callers do not queue for the first */
 	for (int i = 0; i < d->accounts; i++) {
@@ -55,9 +63,8 @@ static int lease_account(struct nw_run *r, int dir, struct nw_err *e)
 	return nw_fail(e, NW_INTERNAL, "NW-POOL-BUSY", "every account of the pool is leased (%d); enlarge it in the policy or wait", d->accounts);
 }
 
-static int lease_block(struct nw_run *r, int dir, struct nw_err *e)
-{
-	const struct nw_mapping *m = &r->decision.map;
+static int lease_block(struct nw_run *r, int dir, struct nw_err *e) {
+	const struct nw_mapping *m = r->decision.map;
 	struct nw_ranges own = { 1, { { m->first, m->first + m->count - 1 } } };
 	const struct nw_ranges *from = r->launcher->privileged ? &r->guard.map_uid : &own;
 	if (!r->launcher->privileged && m->count == 0) { /* one id: the caller's, seen as another inside */
@@ -67,7 +74,8 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e)
 	for (int i = 0; i < from->n; i++)
 		for (uint64_t first = from->r[i].first; first + m->size - 1 <= from->r[i].last; first += m->size) {
 			uint32_t f = (uint32_t)first, at = m->size > 1 ? m->inside_uid : 0;
-			int got = lock_id(r, dir, f, f + at, e);
+			int range = lock_range(r, dir, f, m->size, e), got = range == -1 ? 0 : range < 0 ? -1 : lock_id(r, dir, f, f + at, e);
+			if (got <= 0) nwp_close(&range);
 			if (got < 0) return -1;
 			if (got) {
 				r->id = (struct nw_identity){ f + at, f + (m->size > 1 ? m->inside_gid : 0), m->inside_uid, m->inside_gid, m->size, f,
@@ -78,8 +86,7 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e)
 	return nw_fail(e, NW_INTERNAL, "NW-POOL-BUSY", "every block of %u ids is leased; enlarge map-uid in the guard (or /etc/subuid)", m->size);
 }
 
-static int write_lease(struct nw_run *r, struct nw_err *e)
-{
+static int write_lease(struct nw_run *r, struct nw_err *e) {
 	char text[NW_PATH * 3 + 2048], name[64];
 	int dir = open_dir(r, "leases", e), n;
 	if (dir < 0) return -1;
@@ -100,8 +107,7 @@ static int write_lease(struct nw_run *r, struct nw_err *e)
 	return 0;
 }
 
-int nwp_lease(struct nw_run *r, struct nw_err *e)
-{
+int nwp_lease(struct nw_run *r, struct nw_err *e) {
 	int dir = open_dir(r, "ids", e), bad = 0;
 	if (dir < 0) return -1;
 	r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, r->caller.uid, r->caller.gid, 1, r->caller.uid, NULL, -1 };
@@ -112,8 +118,7 @@ int nwp_lease(struct nw_run *r, struct nw_err *e)
 }
 
 /* Only after everything is undone: whoever finds the lock free and the file gone may rely on it. */
-void nwp_lease_release(struct nw_run *r)
-{
+void nwp_lease_release(struct nw_run *r) {
 	if (r->lease_fd >= 0) unlink(r->lease);
 	nwp_close(&r->lease_fd);
 	if (r->id.lock >= 0 && ftruncate(r->id.lock, 0) == 0) nwp_close(&r->id.lock);

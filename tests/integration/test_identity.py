@@ -1,0 +1,226 @@
+"""Who the payload is: asked from inside, read from outside, and proved not to come back (I5)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.node import BLOCK, MAP_BLOCKS, MAP_FIRST, MODES, PROFILES, kill, status_of, until
+from tests.site import account_command
+
+PROBE = r"""
+import ctypes, errno, json, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def raw(name, *args):
+    return errno.errorcode[ctypes.get_errno()] if getattr(libc, name)(*args) < 0 else "ok"
+caller = int(sys.argv[1])
+ids = os.getresuid(), os.getresgid(), os.getgroups()
+tries = {
+    "setuid": raw("setuid", 0), "seteuid": raw("seteuid", 0), "setresuid": raw("setresuid", 0, 0, 0), "setgid": raw("setgid", 0),
+    "setgroups": raw("setgroups", 0, None), "caller": raw("setresuid", caller, caller, caller) if caller != os.getuid() else "same",
+    "setfsuid": (libc.setfsuid(0), libc.setfsuid(-1))[1], "chroot": raw("chroot", b"/"), "capset": raw("syscall", 126, b"\x22\x05\x08\x20" + bytes(4), b"\xff" * 24),
+    "reboot": raw("sethostname", b"x", 1),
+}
+status = {line.split(":")[0]: line.split()[1:] for line in open("/proc/self/status")}
+print(json.dumps({
+    "ids": ids, "after": (os.getresuid(), os.getresgid(), os.getgroups()), "tries": tries, "status": status,
+    "loginuid": int(open("/proc/self/loginuid").read()) if os.path.exists("/proc/self/loginuid") else None,
+    "maps": [open(f"/proc/self/{name}_map").read().split() for name in ("uid", "gid")],
+}))
+"""
+WAIT = ("/bin/sh", "-c", "read x")
+
+
+@pytest.fixture
+def delegated(session):
+    """The pilot has a range of subordinate ids, as useradd gives it to people. (first, count)"""
+    first, name = 1900000000, session.accounts["pilot"].name
+    span = f"{first}-{first + BLOCK - 1}"
+    account_command("usermod", "--add-subuids", span, "--add-subgids", span, name)
+    yield first, BLOCK
+    account_command("usermod", "--del-subuids", span, "--del-subgids", span, name)
+
+
+def cases():
+    for launcher, kinds in (("setuid", ("static", "pool", "map", "block", "log-only")), ("userns", ("map", "log-only"))):
+        for kind in kinds:
+            yield from (pytest.param((launcher, kind, profile), id=f"{launcher}-{kind}-{profile}") for profile in PROFILES)
+
+
+@pytest.fixture(params=list(cases()))
+def case(request):
+    launcher, kind, profile = request.param
+    return request.getfixturevalue(f"{launcher}_node"), kind, profile
+
+
+def expected(node, kind):
+    """(possible uids outside, uid inside, supplementary groups inside or None when they are the caller's)."""
+    accounts, pilot = node.site.accounts, node.pilot
+    if kind in ("static", "pool"):
+        uids = {accounts[role].uid for role in {"static": ["user1"], "pool": ["pool01", "pool02"]}[kind]}
+        return uids, None
+    if kind == "log-only" or node.site.launcher == "userns":
+        return {pilot.uid}, pilot.uid if kind == "log-only" else 1000
+    return set(range(MAP_FIRST, MAP_FIRST + MAP_BLOCKS * BLOCK)), 1000
+
+
+def test_ids_are_the_ones_decided_inside_and_outside_and_never_come_back(case):
+    node, kind, profile = case
+    live = node.start(kind, "/usr/bin/python3", "-I", "-c", "input();" + PROBE, str(node.pilot.uid), profile=profile)
+    outside = status_of(live.pid)
+    rc, out, err = live.end(b"\n")
+    assert (rc, err) == (0, b"")
+    found = json.loads(out)
+    uids, inside = expected(node, kind)
+    uid = int(outside["Uid"][0])
+    assert uid in uids
+    assert set(outside["Uid"]) == {str(uid)}
+    assert len(set(outside["Gid"])) == 1
+    assert found["ids"][:2] == [[inside or uid] * 3, [(node.pilot.gid if kind == "log-only" else inside) or uid] * 3]
+    assert found["after"] == found["ids"]
+    refused = {"setfsuid": (inside or uid,), "caller": ("same", "EPERM", "EINVAL")}  # EINVAL: an id that the namespace does not have
+    assert {name: said for name, said in found["tries"].items() if said not in refused.get(name, ("EPERM", "EINVAL"))} == {}
+
+
+def test_no_capability_in_any_set_and_no_way_to_gain_one(case):
+    node, kind, profile = case
+    status = node.python(kind, PROBE, str(node.pilot.uid), profile=profile)["status"]
+    sets = ("CapInh", "CapPrm", "CapEff", "CapAmb") + (("CapBnd",) if node.privileged else ())
+    assert {name: int(status[name][0], 16) for name in sets} == dict.fromkeys(sets, 0)
+    assert status["NoNewPrivs"] == ["1"]
+    assert status["Seccomp"] == ["0" if profile == "none" else "2"]
+
+
+def test_groups_are_the_targets_alone(setuid_node):
+    pilot = setuid_node.site.accounts["pilot"]
+    extra = set(pilot.groups) - {pilot.gid}
+    assert extra, "the pilot must have a supplementary group for this to mean something"
+    for kind in ("static", "map", "block"):
+        groups = setuid_node.python(kind, PROBE, str(pilot.uid))["ids"][2]
+        assert not extra & set(groups), kind
+        assert pilot.gid not in groups
+
+
+def test_record_names_the_ids_that_the_kernel_shows(case):
+    node, kind, profile = case
+    ran = node.sh(kind, "id -u", profile=profile)
+    start = ran.record("start")
+    uids, inside = expected(node, kind)
+    assert int(start["user"]["id"]) in uids
+    assert int(ran.out) == (inside or int(start["user"]["id"]))
+    assert start["nodewrap"]["mode"] == MODES[kind]
+    assert start["nodewrap"]["profile"] == profile
+    assert start["nodewrap"]["pilot"]["uid"] == str(node.pilot.uid)
+
+
+def test_account_name_stands_in_record_and_environment(setuid_node):
+    ran = setuid_node.sh("static", 'echo "$USER $LOGNAME $HOME $(id -un)"')
+    user = setuid_node.site.accounts["user1"]
+    assert ran.text.split() == [user.name, user.name, str(user.home), user.name]
+    assert ran.record("start")["user"]["name"] == user.name
+
+
+def test_login_uid_is_the_payloads(setuid_node):
+    """Where the kernel has audit (CONFIG_AUDITSYSCALL) the record and the kernel agree."""
+    found = setuid_node.python("static", PROBE, str(setuid_node.pilot.uid))
+    told = setuid_node.sh("static", "true").record("start")["nodewrap"]["isolation"]["loginuid"]
+    assert told == (found["loginuid"] is not None)
+    assert found["loginuid"] in (None, setuid_node.site.accounts["user1"].uid)
+
+
+# ---- exclusive ----
+
+
+def test_two_runs_get_two_accounts_of_the_pool_and_a_third_is_told_that_it_is_busy(setuid_node):
+    first, second = setuid_node.start("pool", *WAIT), setuid_node.start("pool", *WAIT)
+    uids = {status_of(live.pid)["Uid"][0] for live in (first, second)}
+    assert uids == {str(setuid_node.site.accounts[role].uid) for role in ("pool01", "pool02")}
+    third = setuid_node.run("pool", "/bin/true")
+    assert third.rc == 202
+    assert third.err.startswith(b"nodewrap: NW-POOL-BUSY: ")
+    assert third.record("error")["event"]["code"] == "NW-POOL-BUSY"
+    assert first.end(b"\n")[0] == 0
+    assert setuid_node.run("pool", "/bin/true").rc == 0
+    assert second.end(b"\n")[0] == 0
+
+
+def test_concurrent_blocks_are_disjoint_and_a_payload_cannot_leave_its_own(setuid_node):
+    lives = [setuid_node.start("block", *WAIT) for _ in range(MAP_BLOCKS)]
+    maps = [Path(f"/proc/{live.pid}/uid_map").read_text().split() for live in lives]
+    assert sorted(int(words[1]) for words in maps) == [MAP_FIRST + at * BLOCK for at in range(MAP_BLOCKS)]
+    assert {(words[0], words[2]) for words in maps} == {("0", str(BLOCK))}
+    assert setuid_node.run("block", "/bin/true").rc == 202
+    assert setuid_node.run("map", "/bin/true").rc == 202, "a single id is not taken out of a leased block"
+    assert [live.end(b"\n")[0] for live in lives] == [0] * MAP_BLOCKS
+
+
+def test_single_ids_of_concurrent_runs_differ(setuid_node):
+    lives = [setuid_node.start("map", *WAIT) for _ in range(4)]
+    assert len({status_of(live.pid)["Uid"][0] for live in lives}) == 4
+    assert [live.end(b"\n")[0] for live in lives] == [0] * 4
+
+
+def test_account_is_free_again_after_its_launcher_was_killed(setuid_node):
+    live = setuid_node.start("static", *WAIT)
+    kill(live.process)
+    until(lambda: not setuid_node.payload_processes(), "the payload dies with its launcher", 2)
+    (lease,) = setuid_node.site.leases()
+    assert setuid_node.run("static", "/bin/true").rc == 0
+    (setuid_node.site.state / "leases" / lease).unlink()  # for the sweep, which is not what is tried here
+
+
+# ---- delegated ids, unprivileged ----
+
+
+@pytest.mark.parametrize("kind", ["map", "block"])
+def test_delegated_range_gives_an_id_that_is_not_the_pilots(userns_node, delegated, kind):
+    live = userns_node.start(kind, *WAIT)
+    uid, gid = (int(status_of(live.pid)[name][0]) for name in ("Uid", "Gid"))
+    assert live.end(b"\n")[0] == 0
+    assert delegated[0] <= uid < delegated[0] + delegated[1]
+    assert delegated[0] <= gid < delegated[0] + delegated[1]
+    assert userns_node.python(kind, PROBE, "0")["ids"][0] == [1000] * 3
+
+
+def test_pilot_cannot_be_signalled_or_read_by_a_delegated_id(userns_node, delegated):
+    live = userns_node.start("block", *WAIT)
+    user = int(status_of(live.pid)["Uid"][0])
+    tried = subprocess.run(["kill", "-0", str(live.process.pid)], user=user, group=user, extra_groups=[], capture_output=True)
+    assert tried.returncode == 1
+    assert live.end(b"\n")[0] == 0
+
+
+def test_block_without_a_delegated_range_is_refused_with_the_place_to_set_it(userns_node):
+    ran = userns_node.run("block", "/bin/true")
+    assert ran.rc == 202
+    assert b"NW-SUBUID" in ran.err
+    assert b"/etc/subuid" in ran.err
+
+
+# ---- launchers and privilege (I16) ----
+
+
+def test_setuid_launcher_without_its_bit_refuses(setuid_node, tmp_path):
+    binary = setuid_node.site.prefix / "libexec/nodewrap/nodewrap-setuid"
+    ran = setuid_node.site.run(["/usr/bin/setpriv", "--no-new-privs", binary, "run", "--", "/bin/true"])
+    assert ran.rc == 202
+    assert ran.err.startswith(b"nodewrap: NW-PRIVILEGE: ")
+
+
+def test_root_is_no_pilot(setuid_node):
+    binary = setuid_node.site.prefix / "libexec/nodewrap/nodewrap-setuid"
+    ran = subprocess.run([binary, "run", "--", "/bin/true"], capture_output=True)
+    assert ran.returncode == 203
+    assert ran.stderr.startswith(b"nodewrap: NW-CALLER: ")
+
+
+def test_userns_launcher_refuses_real_root(userns_node):
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+    ran = subprocess.run([userns_node.site.prefix / "libexec/nodewrap/nodewrap-userns", "run", "--", "/bin/true"], capture_output=True)
+    assert ran.returncode == 202
+    assert ran.stderr.startswith(b"nodewrap: NW-PRIVILEGE: ")

@@ -1,0 +1,227 @@
+"""A site on which everything is permitted by one policy, and programs run on it as payloads: what the tests of the launchers share.
+
+A *kind* is a way to give the payload its identity; the pilot chooses it by the VO that it declares:
+
+static    mode switch, one account (user1)       pool     mode switch, two accounts (pool01, pool02), leased exclusively
+map       mode map, one id                       block    mode map, 65,536 ids
+log-only  the pilot's own id
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+KINDS = {"setuid": ("static", "pool", "map", "block", "log-only"), "userns": ("map", "block", "log-only")}
+MODES = {"static": "switch", "pool": "switch", "map": "map", "block": "map", "log-only": "log-only"}
+PROFILES = ("strict", "batch", "compat", "none")
+SUBJECT = "/DC=org/DC=example/CN=Ann Example"
+#: Above the ids of accounts and of subordinate ranges, below 2^31.
+MAP_FIRST, MAP_BLOCKS, BLOCK = 1800000000, 3, 65536
+
+POLICY = """
+[site]
+name = "TEST"
+multi_user = "yes"
+modes = {{ switch = "allow", map = "allow", log-only = "allow" }}
+minimum_assurance = "{assurance}"
+
+[limits]
+grace = "1s"
+
+[env]
+set = {{ FROM_POLICY = "yes" }}
+
+[[caller]]
+account = ["{pilot}"]
+{rules}
+"""
+RULE = """
+[[rule]]
+name = "{kind}"
+when = {{ vo = "{kind}" }}
+identity = {identity}
+profile = ["none", "compat", "batch", "strict"]
+"""
+SWITCH = '\n[pool.two]\naccounts = ["{pool01}", "{pool02}"]\n'
+
+
+def alive(pid):
+    """A process with that pid exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def status_of(pid):
+    """/proc/PID/status as {name: [words]}."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: rest.split() for name, _, rest in (line.partition(":") for line in lines)}
+
+
+def until(condition, what, seconds=10.0):
+    """Wait for condition() to be true and return what it says; AssertionError with what when it stays false."""
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, f"not in {seconds} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+class Live:
+    """A payload that runs: process (the launcher), events (lines of --status-fd read so far), pid (the payload's, seen from outside)."""
+
+    def __init__(self, process, status):
+        self.process, self.status, self.events = process, status, []
+        first = self.next()
+        if first.get("event") != "started":
+            said = process.communicate(timeout=10)
+            self.close()
+            raise AssertionError(f"not started: {first} {said}")
+        self.pid = first["pid"]
+
+    def next(self):
+        """The next event, {} at the end."""
+        line = self.status.readline()
+        event = json.loads(line) if line else {}
+        self.events.append(event)
+        return event
+
+    def end(self, stdin=None, timeout=30):
+        """(exit status, stdout, stderr) once it has ended."""
+        out, err = self.process.communicate(stdin, timeout)
+        self.next()
+        self.status.close()
+        return self.process.returncode, out, err
+
+    def close(self):
+        kill(self.process)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr, self.status):
+            if stream:
+                stream.close()
+
+
+class Node:
+    """One site, open to the pilot in every mode and profile. kinds: what this launcher gives."""
+
+    def __init__(self, site):
+        self.site, self.kinds, self.pilot, self.lives = site, KINDS[site.launcher], site.pilot, []
+        self.open_guard()
+        self.open_policy()
+
+    def open_guard(self, **more):
+        """The guard as wide as the tests need; more: as Site.guard."""
+        ids = [self.site.accounts[name].uid for name in ("user1", "user2", "pool01", "pool02", "pool03")] if self.privileged else []
+        accounts = f"{min(ids)}-{max(ids)}" if ids else None
+        blocks = f"{MAP_FIRST}-{MAP_FIRST + MAP_BLOCKS * BLOCK - 1}"
+        allow = [f"{mode} {' '.join(PROFILES)}" for mode in (("switch",) if self.privileged else ()) + ("map", "log-only")]
+        only_setuid = {"switch_uid": accounts, "switch_gid": accounts, "map_uid": blocks} if self.privileged else {}
+        self.site.guard(**{"allow": allow, **only_setuid, **more})
+
+    def policy_text(self, kinds=None, assurance="declared"):
+        names = {role: account.name for role, account in self.site.accounts.items()}
+        identity = {
+            "static": f'{{ mode = "switch", account = "{names.get("user1")}", lease = "exclusive" }}',
+            "pool": '{ mode = "switch", pool = "two", lease = "exclusive" }',
+            "map": '{ mode = "map" }', "block": f'{{ mode = "map", inside_uid = 1000, inside_gid = 1000, size = {BLOCK} }}',
+            "log-only": '{ mode = "log-only" }',
+        }
+        rules = "".join(RULE.format(kind=kind, identity=identity[kind]) for kind in kinds or self.kinds)
+        pool = SWITCH.format(**names) if self.privileged else ""
+        return POLICY.format(pilot=names["pilot"], rules=pool + rules, assurance=assurance)
+
+    def open_policy(self):
+        """Applied once for each site: it takes 0.3 s."""
+        text, source = self.policy_text(), self.site.sysconf / "nodewrap.toml"
+        if not (self.site.state / "policy/current").exists() or source.read_text() != text:
+            self.site.policy(text)
+
+    @property
+    def privileged(self):
+        return self.site.launcher == "setuid"
+
+    # ---- running ----
+
+    def argv(self, kind, command, profile="batch", options=(), launcher=None):
+        who = ["--declare", f"vo={kind}", "--declare", f"subject={SUBJECT}", "--profile", profile]
+        return [launcher or self.site.binary, "run", *who, *options, "--", *command]
+
+    def run(self, kind, *command, profile="batch", options=(), **more):
+        """Run command as a payload of that kind -> Result."""
+        return self.site.run(self.argv(kind, command, profile, options), **more)
+
+    def sh(self, kind, script, *words, **more):
+        return self.run(kind, "/bin/sh", "-c", script, "sh", *words, **more)
+
+    def python(self, kind, code, *words, **more):
+        """Run code in the payload; it prints one JSON document, which is returned."""
+        ran = self.run(kind, "/usr/bin/python3", "-I", "-c", code, *words, **more)
+        assert (ran.rc, ran.err) == (0, b""), ran
+        return json.loads(ran.out)
+
+    def start(self, kind, *command, profile="batch", options=(), **more):
+        """Start command as a payload of that kind -> Live, once it runs."""
+        reader, writer = os.pipe()
+        options = ["--status-fd", str(writer), *options]
+        streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        process = self.site.start(self.argv(kind, command, profile, options), fds=(writer,), **{**streams, **more})
+        os.close(writer)
+        self.lives.append(Live(process, os.fdopen(reader)))
+        return self.lives[-1]
+
+    def close(self):
+        """End what a test that failed left running."""
+        for live in self.lives:
+            live.close()
+
+    # ---- what a run may have left ----
+
+    def uids(self):
+        """Ids that only payloads have here."""
+        roles = ("user1", "user2", "pool01", "pool02", "pool03") if self.privileged else ()
+        return {self.site.accounts[role].uid for role in roles}
+
+    def payload_processes(self):
+        """pids under accounts or blocks of payloads."""
+        ours, found = self.uids(), []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                uid = os.stat(f"/proc/{pid}").st_uid
+            except FileNotFoundError:
+                continue
+            if uid in ours or MAP_FIRST <= uid < MAP_FIRST + MAP_BLOCKS * BLOCK:
+                found.append(int(pid))
+        return found
+
+    def launchers(self):
+        """pids of this site's launchers and inits."""
+        prefix, found = str(self.site.prefix / "libexec/nodewrap/nodewrap-"), []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                found += [int(pid)] * os.readlink(f"/proc/{pid}/exe").startswith(prefix)
+            except OSError:
+                continue
+        return found
+
+    def leftovers(self):
+        """Everything that a run that has ended may not leave, by kind; empty lists when all is well."""
+        return {
+            "leases": self.site.leases(), "ids": [path.name for path in (self.site.state / "ids").glob("*") if path.stat().st_size],
+            "processes": self.payload_processes(), "launchers": self.launchers(),
+            "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {self.site.prefix}" in line],
+        }
+
+    def is_clean(self):
+        return not any(self.leftovers().values())
+
+
+def kill(process):
+    """End a process that a test started."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGKILL)
+    process.wait()
