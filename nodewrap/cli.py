@@ -13,6 +13,7 @@ from nodewrap import __version__
 VERBS = {
     "policy": ("nodewrap.commands.policy", "check, apply, roll back, show and explain the site's policy"),
     "doctor": ("nodewrap.commands.doctor", "what this node can do, and why not"),
+    "policyd": ("nodewrap.commands.policyd", "keep the policy child resident"),
     "audit": ("nodewrap.commands.audit", "read the audit log"),
 }
 #: Drop-ins with a command line of their own: ``main(argv without the name) -> exit status``.

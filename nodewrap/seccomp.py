@@ -246,11 +246,14 @@ def decide_rules() -> list[Rule]:
 
 
 def policyd_rules() -> list[Rule]:
-    """The parent of resident policy children: load_rules, and it may listen, fork workers and wait for them."""
-    rules = [rule for rule in load_rules() if rule.call not in ("clone", "fork", "vfork")]
+    """The pool of resident policy children (nodewrap/policyd.py): load_rules without exec, and it may fork workers, wait for them and end them.
+
+    It listens already and has given root away when it loads this; its workers inherit it, and load the second filter before they read a request.
+    """
+    rules = [rule for rule in load_rules() if rule.call not in ("clone", "fork", "vfork", "execve")]
     quiet = bits(0, sum(NAMESPACE_FLAGS), 0)
     rules.append(Rule("clone", sc.ALLOW, (quiet,), "a worker for each request"))
-    rules += _allow("fork wait4 waitid bind listen unlink unlinkat fchmod chmod kill", "its socket and its workers")
+    rules += _allow("fork wait4 waitid pipe2 kill", "its workers")
     return rules
 
 

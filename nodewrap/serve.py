@@ -32,14 +32,19 @@ class Hello:
             raise wire.WireError("launcher and policy child are of different versions")
 
 
-def load_policy(hello: Hello) -> "tuple[dict[str, object], object, bytes]":
-    """Everything the lock will forbid to fetch: the policy, the credentials package (or None), the filter."""
+def load_policy(hello: Hello) -> "tuple[dict[str, object], bytes, object]":
+    """Everything the lock will forbid to fetch: the policy, the filter, the credentials package (or None)."""
     credentials = None
     if hello.credentials:
         from nodewrap import credentials
-    policy = store.load(hello.policy + "/policy.bin")
-    with open(hello.policy + "/child-decide.bpf", "rb") as file:
-        return policy, credentials, file.read()
+    return (*read_policy(hello.policy), credentials)
+
+
+def read_policy(directory: str) -> "tuple[dict[str, object], bytes]":
+    """The applied policy and the second filter. Raises OSError, and ValueError when it is no policy of this version."""
+    policy = store.load(directory + "/policy.bin")
+    with open(directory + "/child-decide.bpf", "rb") as file:
+        return policy, file.read()
 
 
 def lock(program: bytes) -> None:
@@ -75,7 +80,7 @@ def serve(sock: "_socket.socket", load: object = load_policy) -> None:
     """One whole exchange on a connected socket."""
     hello = Hello(wire.receive(sock, wire.HELLO)[0])
     try:
-        policy, credentials, program = load(hello)  # type: ignore[operator]
+        policy, program, credentials = load(hello)  # type: ignore[operator]
     except (OSError, ValueError) as error:
         wire.receive(sock, wire.REQUEST)
         text = f"{hello.policy}: {error}" if isinstance(error, OSError) else str(error)

@@ -101,6 +101,7 @@ install_python() {
     mv "$new" "$DESTDIR$LIB/venv"
     rm -rf "$DESTDIR$LIB/venv.old"
     fill packaging/serve.py.in "$LIBEXEC/serve.py" 0644
+    fill packaging/nodewrap-policyd.service.in "$LIBEXEC/nodewrap-policyd.service" 0644
 }
 
 install_config() {
