@@ -22,7 +22,7 @@ static int check_account(const struct nw_account *a, const struct nw_guard *g, u
 }
 
 static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool privileged, struct nw_err *e) {
-	if (!m->set || m->size == 0 || m->size > 65536) return no(e, "map wants a block of 1 to 65536 ids");
+	if (!m || m->size == 0 || m->size > 65536) return no(e, "map wants a block of 1 to 65536 ids");
 	if (m->inside_uid == 0 || m->inside_gid == 0 || m->inside_uid > 2147483647u || m->inside_gid > 2147483647u)
 		return no(e, "the id inside is 0 or too large");
 	if (m->size > 1 && (m->inside_uid >= m->size || m->inside_gid >= m->size)) return no(e, "the id inside is not in the block");
@@ -33,8 +33,8 @@ static int check_map(const struct nw_mapping *m, const struct nw_guard *g, bool 
 
 static int check_identity(const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, struct nw_err *e) {
 	if (d->mode != NW_SWITCH && (d->accounts || d->exclusive)) return no(e, "accounts without mode switch");
-	if (d->mode != NW_MAP && d->map.set) return no(e, "a map without mode map");
-	if (d->mode == NW_MAP) return check_map(&d->map, g, privileged, e);
+	if (d->mode != NW_MAP && d->maps) return no(e, "a map without mode map");
+	if (d->mode == NW_MAP) return check_map(d->maps ? d->map : NULL, g, privileged, e);
 	if (d->mode == NW_LOG_ONLY) return 0;
 	if (!privileged) return no(e, "mode switch wants a privileged launcher");
 	if (d->accounts == 0 || (d->accounts > 1 && !d->exclusive)) return no(e, "switch wants one account, or several to lease one of");
@@ -55,7 +55,7 @@ int nw_decision_check(
 	for (int i = 0; i < d->exposes; i++)
 		if (!is_path(d->expose[i])) return no(e, "an exposed path is not absolute");
 	for (int i = 0; i < d->files; i++)
-		if (!is_path(d->file[i].path) || d->file[i].len > 65536 || d->file[i].mode & ~0700u)
+		if (!is_path(d->file[i].path) || d->file[i].content.len > 65536 || d->file[i].mode & ~0700u)
 			return no(e, "a file to write is relative, larger than 64 KiB, or has a mode for others");
 	for (int i = 0; i < d->limits; i++)
 		if (d->limit[i].resource >= RLIM_NLIMITS) return no(e, "an unknown resource limit");

@@ -1,198 +1,159 @@
+/* The body of a DECISION is read by tables: one row a tag, nothing else is known. */
 #include "decision.h"
 
 #include <string.h>
 
 #include "wire.h"
 
-/* Strings of the body, each with its NUL. A field costs 6 bytes of header, so they always fit into len + 1. */
-struct arena {
-	char *p;
+enum type { VERSION, SMALL, FLAG, INT32, INT64, TEXT, BYTES, MODE, STRUCT };
+
+struct row {
+	unsigned tag; /* below 32; 0 ends a table */
+	enum type type;
+	size_t at;    /* offset of the value in what the table describes */
+	uint64_t max; /* SMALL: highest value; TEXT: bytes */
+	bool must;
+	int room; /* of an array; 0: the field stands once */
+	size_t size, count;
+	const struct row *rows; /* STRUCT */
 };
 
-static const char *keep_string(struct arena *a, const struct nw_field *f) {
-	char *s = a->p;
-	memcpy(s, f->value, f->len);
-	s[f->len] = 0;
-	a->p += f->len + 1;
-	return s;
-}
+#define ONE(s, field) .at = offsetof(struct s, field)
+#define MANY(s, field, n, capacity) \
+	.at = offsetof(struct s, field), .room = capacity, .size = sizeof(*((struct s *)0)->field), .count = offsetof(struct s, n)
 
-static int as_string(struct arena *a, const struct nw_field *f, size_t max, const char **to) {
-	if (*to || nw_is_string(f, max)) return -1;
-	*to = keep_string(a, f);
+static const struct row ACCOUNT[] = {
+	{ 1, INT32, ONE(nw_account, uid), .must = true },
+	{ 2, INT32, ONE(nw_account, gid), .must = true },
+	{ 3, INT32, MANY(nw_account, group, groups, NW_GROUPS) },
+	{ 4, TEXT, ONE(nw_account, name), .max = 255, .must = true },
+	{ 5, TEXT, ONE(nw_account, home), .max = NW_PATH - 1 },
+	{ 6, TEXT, MANY(nw_account, set, sets, NW_ACCOUNT_SET), .max = 4096 },
+	{ 0 },
+};
+static const struct row MAP[] = {
+	{ 1, INT32, ONE(nw_mapping, inside_uid), .must = true },
+	{ 2, INT32, ONE(nw_mapping, inside_gid), .must = true },
+	{ 3, INT32, ONE(nw_mapping, size), .must = true },
+	{ 4, INT32, ONE(nw_mapping, first) },
+	{ 5, INT32, ONE(nw_mapping, count) },
+	{ 0 },
+};
+static const struct row LIMIT[] = {
+	{ 1, INT32, ONE(nw_limit, resource), .must = true },
+	{ 2, INT64, ONE(nw_limit, value), .must = true },
+	{ 0 },
+};
+static const struct row FILES[] = {
+	{ 1, TEXT, ONE(nw_file, path), .max = 4095, .must = true },
+	{ 2, BYTES, ONE(nw_file, content), .must = true },
+	{ 3, INT32, ONE(nw_file, mode), .must = true },
+	{ 4, FLAG, ONE(nw_file, temporary), .must = true },
+	{ 0 },
+};
+static const struct row FACT[] = {
+	{ 1, TEXT, ONE(nw_fact, key), .max = 64, .must = true },
+	{ 2, TEXT, ONE(nw_fact, value), .max = 4096, .must = true },
+	{ 0 },
+};
+static const struct row DECISION[] = {
+	{ 1, VERSION, .must = true },
+	{ 2, SMALL, ONE(nw_decision, verdict), .max = NW_ERROR, .must = true },
+	{ 3, SMALL, ONE(nw_decision, exit), .max = 255 },
+	{ 4, TEXT, ONE(nw_decision, code), .max = 31 },
+	{ 5, TEXT, ONE(nw_decision, text), .max = 65536 },
+	{ 6, MODE, ONE(nw_decision, mode) },
+	{ 7, TEXT, ONE(nw_decision, profile), .max = NW_NAME - 1 },
+	{ 8, STRUCT, MANY(nw_decision, account, accounts, NW_ACCOUNTS), .rows = ACCOUNT },
+	{ 9, FLAG, ONE(nw_decision, exclusive) },
+	{ 10, STRUCT, MANY(nw_decision, map, maps, 1), .rows = MAP },
+	{ 11, TEXT, ONE(nw_decision, workdir), .max = 4095 },
+	{ 12, TEXT, ONE(nw_decision, cwd), .max = 4095 },
+	{ 13, TEXT, MANY(nw_decision, expose, exposes, NW_EXPOSE), .max = 4095 },
+	{ 14, INT64, ONE(nw_decision, argv_from) },
+	{ 15, FLAG, ONE(nw_decision, search) },
+	{ 16, INT32, MANY(nw_decision, keep, keeps, NW_KEEP) },
+	{ 17, TEXT, MANY(nw_decision, set, sets, NW_SET), .max = 131072 },
+	{ 18, INT64, ONE(nw_decision, wall_ms) },
+	{ 19, INT64, ONE(nw_decision, grace_ms) },
+	{ 20, STRUCT, MANY(nw_decision, limit, limits, NW_LIMITS), .rows = LIMIT },
+	{ 21, SMALL, ONE(nw_decision, status_fd), .max = 255 },
+	{ 22, STRUCT, MANY(nw_decision, file, files, NW_FILES), .rows = FILES },
+	{ 23, STRUCT, MANY(nw_decision, fact, facts, NW_FACTS), .rows = FACT },
+	{ 24, INT32, ONE(nw_decision, umask) },
+	{ 26, FLAG, ONE(nw_decision, alarm) },
+	{ 27, TEXT, ONE(nw_decision, syslog), .max = 4096 },
+	{ 0 },
+};
+
+static int decode(char **arena, const unsigned char *body, size_t len, const struct row *rows, char *base);
+
+static int number(const struct nw_field *f, const struct row *x, char *to) {
+	uint64_t v, max = x->type == SMALL ? x->max : x->type == INT32 ? UINT32_MAX : x->type == INT64 ? UINT64_MAX : 1;
+	if (nw_int(f, &v) || v > max || (x->type == VERSION && v != 1)) return -1;
+	if (x->type == SMALL) *(int *)(void *)to = (int)v;
+	if (x->type == FLAG) *(bool *)(void *)to = v;
+	if (x->type == INT32) *(uint32_t *)(void *)to = (uint32_t)v;
+	if (x->type == INT64) *(uint64_t *)(void *)to = v;
 	return 0;
 }
 
-static int as_u32(const struct nw_field *f, uint32_t *to) {
-	uint64_t v;
-	if (nw_int(f, &v) || v > UINT32_MAX) return -1;
-	*to = (uint32_t)v;
+/* Strings get their NUL in the arena. A field costs 6 bytes of header, so they always fit into the body's length + 1. */
+static int text(char **arena, const struct nw_field *f, size_t max, const char **to) {
+	if (nw_is_string(f, max)) return -1;
+	*to = memcpy(*arena, f->value, f->len);
+	(*arena)[f->len] = 0;
+	*arena += f->len + 1;
 	return 0;
 }
 
-static int as_small(const struct nw_field *f, uint64_t max, int *to) {
-	uint64_t v;
-	if (nw_int(f, &v) || v > max) return -1;
-	*to = (int)v;
-	return 0;
-}
-
-static int as_bool(const struct nw_field *f, bool *to) {
-	int v = 0;
-	if (as_small(f, 1, &v)) return -1;
-	*to = v;
-	return 0;
-}
-
-static struct nw_reader inside(const struct nw_field *f) {
-	return (struct nw_reader){ f->value, f->value + f->len };
-}
-
-/* A struct's single fields stand once: seen holds the tags so far. */
-static bool again(unsigned *seen, unsigned tag) {
-	bool was = tag < 32 && *seen & 1u << tag;
-	if (tag < 32) *seen |= 1u << tag;
-	return was;
-}
-
-static int account(struct arena *a, const struct nw_field *outer, struct nw_account *to) {
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-	unsigned seen = 0;
-	int n;
-	while ((n = nw_next(&r, &f)) > 0) {
-		int bad;
-		if (f.tag != 3 && f.tag != 6 && again(&seen, f.tag)) return -1;
-		switch (f.tag) {
-		case 1: bad = as_u32(&f, &to->uid); break;
-		case 2: bad = as_u32(&f, &to->gid); break;
-		case 3: bad = to->groups == NW_GROUPS || as_u32(&f, &to->group[to->groups++]); break;
-		case 4: bad = as_string(a, &f, 255, &to->name); break;
-		case 5: bad = as_string(a, &f, NW_PATH - 1, &to->home); break;
-		case 6: bad = to->sets == NW_ACCOUNT_SET || as_string(a, &f, 4096, &to->set[to->sets++]); break;
-		default: bad = -1;
-		}
-		if (bad) return -1;
-	}
-	return n || (seen & 0x16) != 0x16 ? -1 : 0; /* 1, 2 and 4 must stand */
-}
-
-static int mapping(const struct nw_field *outer, struct nw_mapping *to) {
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-	uint32_t *field[] = { &to->inside_uid, &to->inside_gid, &to->size, &to->first, &to->count };
-	unsigned seen = 0;
-	int n;
-	while ((n = nw_next(&r, &f)) > 0)
-		if (f.tag < 1 || f.tag > 5 || again(&seen, f.tag) || as_u32(&f, field[f.tag - 1])) return -1;
-	to->set = true;
-	return n || (seen & 0x0e) != 0x0e ? -1 : 0;
-}
-
-static int limit(const struct nw_field *outer, struct nw_limit *to) {
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-	unsigned seen = 0;
-	int n;
-	while ((n = nw_next(&r, &f)) > 0)
-		if (again(&seen, f.tag) || (f.tag == 1 ? as_u32(&f, &to->resource) : f.tag == 2 ? nw_int(&f, &to->value) : -1)) return -1;
-	return n || seen != 0x06 ? -1 : 0;
-}
-
-static int file(struct arena *a, const struct nw_field *outer, struct nw_file *to) {
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-	unsigned seen = 0;
-	int n;
-	while ((n = nw_next(&r, &f)) > 0) {
-		if (again(&seen, f.tag)) return -1;
-		if (f.tag == 2) {
-			to->content = f.value;
-			to->len = f.len;
-		} else if (f.tag == 1   ? as_string(a, &f, 4095, &to->path)
-			   : f.tag == 3 ? as_u32(&f, &to->mode)
-			   : f.tag == 4 ? as_bool(&f, &to->temporary)
-					: -1) {
-			return -1;
-		}
-	}
-	return n || seen != 0x1e ? -1 : 0;
-}
-
-static int fact(struct arena *a, const struct nw_field *outer, struct nw_fact *to) {
-	struct nw_reader r = inside(outer);
-	struct nw_field f;
-	unsigned seen = 0;
-	bool many;
-	int n;
-	while ((n = nw_next(&r, &f)) > 0)
-		if (again(&seen, f.tag) || (f.tag == 1 ? as_string(a, &f, 64, &to->key) : f.tag == 2 ? as_string(a, &f, 4096, &to->value) : -1))
-			return -1;
-	return n || seen != 0x06 || !nw_fact_path(to->key, &many) ? -1 : 0;
-}
-
-static int mode(const struct nw_field *f, struct nw_decision *d) {
-	for (int m = 0; m < NW_MODES; m++)
-		if (f->len == strlen(nw_mode_name[m]) && memcmp(f->value, nw_mode_name[m], f->len) == 0) {
-			d->mode = m;
-			return 0;
-		}
+static int mode(const struct nw_field *f, int *to) {
+	for (*to = 0; *to < NW_MODES; ++*to)
+		if (f->len == strlen(nw_mode_name[*to]) && memcmp(f->value, nw_mode_name[*to], f->len) == 0) return 0;
 	return -1;
 }
 
-static int take(struct arena *a, const struct nw_field *f, struct nw_decision *d) {
-	int version = 0;
-	switch (f->tag) {
-	case 1: return as_small(f, 1, &version) || version != 1;
-	case 2: return as_small(f, NW_ERROR, &d->verdict);
-	case 3: return as_small(f, 255, &d->exit);
-	case 4: return as_string(a, f, 31, &d->code);
-	case 5: return as_string(a, f, 65536, &d->text);
-	case 6: return mode(f, d);
-	case 7: return as_string(a, f, NW_NAME - 1, &d->profile);
-	case 8: return d->accounts == NW_ACCOUNTS || account(a, f, &d->account[d->accounts++]);
-	case 9: return as_bool(f, &d->exclusive);
-	case 10: return mapping(f, &d->map);
-	case 11: return as_string(a, f, 4095, &d->workdir);
-	case 12: return as_string(a, f, 4095, &d->cwd);
-	case 13: return d->exposes == NW_EXPOSE || as_string(a, f, 4095, &d->expose[d->exposes++]);
-	case 14: return nw_int(f, &d->argv_from);
-	case 15: return as_bool(f, &d->search);
-	case 16: return d->keeps == NW_KEEP || as_u32(f, &d->keep[d->keeps++]);
-	case 17: return d->sets == NW_SET || as_string(a, f, 131072, &d->set[d->sets++]);
-	case 18: return nw_int(f, &d->wall_ms);
-	case 19: return nw_int(f, &d->grace_ms);
-	case 20: return d->limits == NW_LIMITS || limit(f, &d->limit[d->limits++]);
-	case 21: return as_small(f, 255, &d->status_fd);
-	case 22: return d->files == NW_FILES || file(a, f, &d->file[d->files++]);
-	case 23: return d->facts == NW_FACTS || fact(a, f, &d->fact[d->facts++]);
-	case 24: return as_u32(f, &d->umask);
-	case 26: return as_bool(f, &d->alarm);
-	case 27: return as_string(a, f, 4096, &d->syslog);
-	default: return -1;
+static int take(char **arena, const struct nw_field *f, const struct row *x, char *to) {
+	switch (x->type) {
+	case TEXT: return text(arena, f, x->max, (const char **)(void *)to);
+	case BYTES: *(struct nw_bytes *)(void *)to = (struct nw_bytes){ f->value, f->len }; return 0;
+	case MODE: return mode(f, (int *)(void *)to);
+	case STRUCT: return decode(arena, f->value, f->len, x->rows, to);
+	default: return number(f, x, to);
 	}
 }
 
-#define REPEATED (1u << 8 | 1u << 13 | 1u << 16 | 1u << 17 | 1u << 20 | 1u << 22 | 1u << 23)
-
-int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e) {
+/* 0, or what went wrong: the tag of a bad field, or -1 when fields are missing or cut short. */
+static int decode(char **arena, const unsigned char *body, size_t len, const struct row *rows, char *base) {
 	struct nw_reader r = { body, body + len };
-	struct arena a = { arena };
 	struct nw_field f;
 	unsigned seen = 0;
 	int n;
-	memset(d, 0, sizeof *d);
-	d->mode = -1;
-	d->status_fd = -1;
-	d->umask = 077;
 	while ((n = nw_next(&r, &f)) > 0) {
-		bool twice = again(&seen, f.tag) && !(f.tag < 32 && REPEATED & 1u << f.tag);
-		if (twice || take(&a, &f, d))
-			return nw_fail(e, NW_INTERNAL, "NW-CHILD",
-				"the policy child's decision is malformed at field %u; see syslog, \"nodewrap doctor\"", f.tag);
+		const struct row *x = rows;
+		while (x->tag && x->tag != f.tag) x++;
+		if (!x->tag || (seen & 1u << x->tag && !x->room)) return (int)f.tag ? (int)f.tag : -1;
+		int *count = (int *)(void *)(base + x->count);
+		if (x->room && *count == x->room) return (int)f.tag;
+		char *to = base + x->at + (x->room ? (size_t)(*count)++ * x->size : 0);
+		if (take(arena, &f, x, to)) return (int)f.tag;
+		seen |= 1u << x->tag;
 	}
-	if (n || (seen & 0x6) != 0x6)
-		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is cut short; see syslog, \"nodewrap doctor\"");
+	for (const struct row *x = rows; x->tag; x++)
+		if (x->must && !(seen & 1u << x->tag)) return -1;
+	return n;
+}
+
+int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e) {
+	bool many;
+	memset(d, 0, sizeof *d);
+	d->mode = d->status_fd = -1;
+	d->umask = 077;
+	int bad = decode(&arena, body, len, DECISION, (char *)d);
+	for (int i = 0; !bad && i < d->facts; i++)
+		if (!nw_fact_path(d->fact[i].key, &many)) bad = 23;
+	if (bad < 0) return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is cut short; see syslog, \"nodewrap doctor\"");
+	if (bad) return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is malformed at field %d; see syslog, \"nodewrap doctor\"", bad);
 	return 0;
 }
 

@@ -30,17 +30,19 @@ struct nw_account {
 	int sets;
 };
 struct nw_mapping {
-	bool set;
 	uint32_t inside_uid, inside_gid, size, first, count;
 };
 struct nw_limit {
 	uint32_t resource;
 	uint64_t value;
 };
+struct nw_bytes {
+	const unsigned char *p;
+	size_t len;
+};
 struct nw_file {
 	const char *path;
-	const unsigned char *content;
-	size_t len;
+	struct nw_bytes content;
 	uint32_t mode;
 	bool temporary; /* removed after the run, where the payload's view is the host's */
 };
@@ -54,7 +56,8 @@ struct nw_decision {
 	const char *code, *text, *profile, *workdir, *cwd, *syslog;
 	struct nw_account account[NW_ACCOUNTS];
 	int accounts;
-	struct nw_mapping map;
+	struct nw_mapping map[1];
+	int maps;
 	const char *expose[NW_EXPOSE];
 	int exposes;
 	uint64_t argv_from;

@@ -29,7 +29,7 @@ static int write_file(const struct nw_file *f) {
 	int fd = open(f->path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, f->mode);
 	struct stat st;
 	bool bad = fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_uid != geteuid() || st.st_nlink != 1 || fchmod(fd, f->mode) ||
-		   ftruncate(fd, 0) || nwp_write_all(fd, f->content, f->len);
+		   ftruncate(fd, 0) || nwp_write_all(fd, f->content.p, f->content.len);
 	if (fd >= 0 && bad && errno == 0) errno = EEXIST; /* somebody else's file, or not a file: never overwritten */
 	if (fd >= 0 && close(fd)) bad = true;
 	return bad ? -1 : 0;
