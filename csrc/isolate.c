@@ -179,7 +179,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	bad = landlock_check(r, e) || make_cgroup(r, e) || nwp_relay_open(r) || clone_init(r, filter, len, e);
 	free(filter);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
-	if (nwp_chown_work(r, true)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
+	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
 	if (say(r->init_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "init is gone");
 	return until_ready(r, e);
 }

@@ -97,7 +97,7 @@ static bool finish(struct nw_run *r, bool started) {
 	if (r->lease_fd >= 0) nwp_hand_back(r);
 	if (r->started_us) {
 		ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-		if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+		if (started && (r->work.fd >= 0 || r->decision.exposes)) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 		ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	}
 	if (!ok) tell(&lost);

@@ -100,7 +100,7 @@ struct nw_dir {
 
 /* What is left of the payload's work in what goes back, and what was done about it. */
 struct nw_tally {
-	uint64_t entries, symlinks, special, suid, foreign, chowned, left;
+	uint64_t entries, symlinks, special, suid, foreign, left;
 	char left_path[4][256];
 };
 
@@ -171,7 +171,8 @@ void nwp_glexec_syslog(struct nw_run *r);
 /* workdir.c: the caller's directories, opened once, as the caller */
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
-int nwp_chown_work(struct nw_run *r, bool to_payload);
+int nwp_give_work(struct nw_run *r);
+int nwp_take_back(struct nw_run *r);
 
 /* isolate.c: init and its namespaces; root.c: its mounts; payload.c: what becomes the payload */
 int nwp_start(struct nw_run *r, struct nw_err *e);

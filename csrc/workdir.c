@@ -48,72 +48,78 @@ static int idmap_namespace(struct nw_run *r) {
 	return fd;
 }
 
-static int idmap(struct nw_run *r, int mnt) {
-	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP };
-	int fd = idmap_namespace(r), bad;
-	if (fd < 0) return -1;
-	a.userns_fd = (uint64_t)fd;
-	bad = mount_setattr(mnt, "", AT_EMPTY_PATH, &a, sizeof a);
-	close(fd);
-	return bad;
-}
-
 static int detach(struct nw_dir *d, struct nw_err *e) {
 	d->mnt = open_tree(d->fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 	return d->mnt < 0 ? nw_fail(e, NW_INTERNAL, "NW-MOUNT", "cannot show %s: %s", d->path, strerror(errno)) : 0;
 }
 
+static bool idmap(struct nw_dir *d, int ns) {
+	struct mount_attr a = { .attr_set = MOUNT_ATTR_IDMAP, .userns_fd = (uint64_t)ns };
+	return ns >= 0 && mount_setattr(d->mnt, "", AT_EMPTY_PATH, &a, sizeof a) == 0;
+}
+
+/* Exposed directories too: what one payload leaves there the next one can use, whatever its id, and on disk all is the pilot's. One that
+ * cannot be mapped is seen as it is. */
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
-	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT;
-	for (int i = 0; mounts && i < r->decision.exposes; i++)
-		if (detach(&r->expose[i], e)) return -1;
-	if (r->work.fd < 0) return 0;
-	if (mounts && detach(&r->work, e)) return -1;
-	if (r->id.uid == r->caller.uid) return 0;
-	if (mounts && idmap(r, r->work.mnt) == 0) {
-		r->how = NW_IDMAP;
-		return 0;
+	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT, other = r->id.uid != r->caller.uid;
+	int ns = mounts && other && (r->work.fd >= 0 || r->decision.exposes) ? idmap_namespace(r) : -1, bad = 0;
+	for (int i = 0; mounts && !bad && i < r->decision.exposes; i++) {
+		bad = detach(&r->expose[i], e);
+		if (!bad) idmap(&r->expose[i], ns);
 	}
-	r->how = NW_CHOWN;
-	return 0;
+	if (!bad && mounts && r->work.fd >= 0) bad = detach(&r->work, e);
+	if (!bad && other && r->work.fd >= 0) r->how = mounts && idmap(&r->work, ns) ? NW_IDMAP : NW_CHOWN;
+	nwp_close(&ns);
+	return bad;
 }
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
- * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns. */
-static void __attribute__((noreturn)) walk(struct nw_run *r, bool to_payload, int out) {
+ * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
+static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
-	bool inside = r->userns >= 0 && r->how == NW_CHOWN;
-	struct nw_walk w = { .top = r->work.path, .neutralise = !to_payload, .chown = r->how == NW_CHOWN };
-	/* Seen from the namespace, the pilot is 0 there (nwp_write_maps). */
-	uid_t pilot = inside ? 0 : r->caller.uid, first = inside ? 1 : id->first, last = inside ? 65535 : id->first + id->block - 1;
-	uid_t owner = to_payload ? pilot : inside ? id->inside_uid : id->uid;
-	w.first = to_payload ? pilot : first;
-	w.last = to_payload ? pilot : last;
-	w.to_uid = to_payload ? (inside ? id->inside_uid : id->uid) : pilot;
-	w.to_gid = to_payload ? (inside ? id->inside_gid : id->gid) : inside ? 0 : r->caller.gid;
+	bool inside = r->userns >= 0 && chown;
+	uid_t pilot = inside ? 0 : r->caller.uid, payload = inside ? id->inside_uid : id->uid;
+	gid_t pilots = inside ? 0 : r->caller.gid, payloads = inside ? id->inside_gid : id->gid;
+	struct nw_walk w = { .top = d->path, .neutralise = !to_payload, .chown = chown };
+	w.first = to_payload ? pilot : inside ? 1 : id->first;
+	w.last = to_payload ? pilot : inside ? 65535 : id->first + id->block - 1;
+	w.to_uid = to_payload ? payload : pilot;
+	w.to_gid = to_payload ? payloads : pilots;
+	bool pilot_owns = to_payload || !chown; /* idmapped or unchanged: on disk all of it is the pilot's */
 	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-	if (r->how != NW_CHOWN) owner = r->caller.uid; /* idmapped or unchanged: on disk all of it is the pilot's */
-	gid_t group = owner == pilot ? (inside ? 0 : r->caller.gid) : inside ? id->inside_gid : id->gid;
-	if ((r->launcher->privileged || inside) && nwp_keep_chown(owner, group, w.chown)) _exit(2);
-	nwp_tree(r->work.fd, &w, &t);
+	if ((r->launcher->privileged || inside) && nwp_keep_chown(pilot_owns ? pilot : payload, pilot_owns ? pilots : payloads, chown)) _exit(2);
+	nwp_tree(d->fd, &w, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
-int nwp_chown_work(struct nw_run *r, bool to_payload) {
-	struct nw_tally t;
+static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload) {
+	struct nw_tally t, *sum = &r->tally;
 	int fd[2], status = 0;
-	pid_t p;
-	if (r->work.fd < 0 || (to_payload && r->how != NW_CHOWN)) return 0;
 	if (pipe2(fd, O_CLOEXEC)) return -1;
-	p = fork();
-	if (p == 0) walk(r, to_payload, fd[1]);
+	pid_t p = fork();
+	if (p == 0) walk(r, d, chown, to_payload, fd[1]);
 	close(fd[1]);
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
 	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
 		;
 	if (!whole || status) return -1;
-	r->tally = t;
+	for (uint64_t i = 0; i < t.left && i < 4 && sum->left + i < 4; i++) memcpy(sum->left_path[sum->left + i], t.left_path[i], sizeof *t.left_path);
+	sum->entries += t.entries, sum->symlinks += t.symlinks, sum->special += t.special, sum->suid += t.suid;
+	sum->foreign += t.foreign, sum->left += t.left;
 	return 0;
+}
+
+int nwp_give_work(struct nw_run *r) {
+	int bad = r->how == NW_CHOWN ? run_walk(r, &r->work, true, true) : 0;
+	memset(&r->tally, 0, sizeof r->tally); /* what counts is the way back */
+	return bad;
+}
+
+int nwp_take_back(struct nw_run *r) {
+	int bad = r->work.fd >= 0 ? run_walk(r, &r->work, r->how == NW_CHOWN, false) : 0;
+	for (int i = 0; i < r->decision.exposes; i++)
+		if (r->expose[i].fd >= 0) bad |= run_walk(r, &r->expose[i], false, false);
+	return bad;
 }

@@ -5,7 +5,6 @@
 #include "decision.h"
 
 static const struct nw_guard GUARD = {
-	.launcher = "setuid",
 	.max_wall_s = 3600,
 	.caller_uid = { 1, { { 2000, 2000 } } },
 	.switch_uid = { 1, { { 3000, 3999 } } },
