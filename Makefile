@@ -154,7 +154,7 @@ uninstall: ## remove what install made; policy, audit log and state stay unless 
 # ---- try, check, measure ----
 
 .PHONY: demo
-demo: deps build ## a multi-user pilot with real proxies, step by step (KEEP=1 leaves it in place)
+demo: deps $(VENV)/.core build ## a multi-user pilot with real proxies, step by step (KEEP=1 leaves it in place)
 	@demo/run
 
 TESTS ?= tests

@@ -24,6 +24,7 @@ from pathlib import Path
 from tests.files import CHECKOUT
 
 PREFIX = "nodewrap-test-"
+ROLES = ("outsider", "user1", "user2", "pool01", "pool02", "pool03")
 #: Above what distributions and systemd's dynamic users hand out, below the usual subordinate ranges.
 FIRST_ID, LAST_ID = 70000, 79999
 BLOCK = 20
@@ -99,10 +100,12 @@ def start_time(pid):
 class Session:
     """The accounts and installations of one test session. Call ``close`` (also at exit) to take everything back."""
 
-    def __init__(self):
-        sweep_dead()
+    def __init__(self, prefix=PREFIX, roles=ROLES, base=None):
+        base = base or base_directory()
+        sweep_dead(prefix, base)
         self.tag = secrets.token_hex(2)
-        self.top = base_directory() / f"{PREFIX}{os.getpid()}-{start_time(os.getpid())}-{self.tag}"
+        self.roles = roles
+        self.top = base / f"{prefix}{os.getpid()}-{start_time(os.getpid())}-{self.tag}"
         self.top.mkdir(mode=0o755)
         atexit.register(self.close)
         self.made = self.top / "made"
@@ -121,8 +124,7 @@ class Session:
         self._note("group", self.callers)
         account_command("groupadd", "-g", self._free_id(), self.callers)
         self.add_account("pilot", groups=[self.callers])
-        self.add_account("outsider")
-        for name in ("user1", "user2", "pool01", "pool02", "pool03"):
+        for name in self.roles:
             self.add_account(name)
 
     def _free_id(self):
@@ -156,11 +158,16 @@ class Session:
         atexit.unregister(self.close)
         remove(self.top)
 
+    def keep(self):
+        """Leave everything in place at the end, until somebody calls ``remove``."""
+        atexit.unregister(self.close)
+        (self.top / "keep").touch()
 
-def sweep_dead():
-    for top in base_directory().glob(f"{PREFIX}*"):
-        pid, started = top.name[len(PREFIX) :].split("-")[:2]
-        if start_time(pid) != started:
+
+def sweep_dead(prefix=PREFIX, base=None):
+    for top in (base or base_directory()).glob(f"{prefix}*"):
+        pid, started = top.name[len(prefix) :].split("-")[:2]
+        if start_time(pid) != started and not (top / "keep").exists():
             remove(top)
 
 
