@@ -1,0 +1,67 @@
+"""``python -m bench``: measure, print tables, leave nothing behind. Exit status 0 also when a promise was missed: a shared machine is no judge."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import signal
+import sys
+
+from bench import cases, measure, table
+from bench.node import Node
+from tests.site import ROOT
+
+PARTS = ("starts", "mounts", "kills", "memory", "lines")
+
+
+def main(argv: list[str]) -> int:
+    asked = _parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the finally below runs
+    say(f"nodewrap bench: Linux {platform.release()} {platform.machine()}, {os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}")
+    if not ROOT:
+        say("not root: the userns launcher alone, records on disk, no kill of a pool account's tree")
+    for peer in cases.missing():
+        say(f"{peer} is not installed and is left out")
+    node = Node()
+    try:
+        for part in asked.only or PARTS:
+            run(part, node, asked)
+    finally:
+        node.close()
+    return 0
+
+
+def run(part: str, node: Node, asked: argparse.Namespace) -> None:
+    if part == "starts":
+        show(f"Start to exit of /bin/true, {asked.runs} rounds", table.of_starts(measure.starts(node, cases.start_cases(node), asked.runs)))
+    elif part == "mounts" and ROOT:
+        times = measure.starts(node, cases.mount_cases(node), asked.runs, asked.mounts)
+        show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
+    elif part == "kills" and ROOT:
+        show("From the payload's end to the launcher's exit, with a tree left behind", table.of_kills(measure.kills(node, asked.kills)))
+    elif part == "memory":
+        show("Resident memory while a payload sleeps", table.of_memory(measure.memory(node)))
+    elif part == "lines":
+        show("Size", table.of_lines(measure.lines_of_c()))
+
+
+def show(title: str, lines: list[str]) -> None:
+    say("", title, *(f"  {line}" for line in lines))
+
+
+def say(*lines: str) -> None:
+    print("\n".join(lines), flush=True)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=…", description=__doc__)
+    parser.add_argument("--runs", type=int, default=200, metavar="N", help="starts of each case (200)")
+    parser.add_argument("--mounts", type=int, default=1000, metavar="N", help="additional mounts (1000)")
+    parser.add_argument("--kills", type=int, default=5, metavar="N", help="trees of each kind (5)")
+    parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""The measurements themselves; each returns rows for bench/table.py."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.cases import Case, declared
+from bench.node import CHECKOUT, Node, Place, compiled
+from tests.site import ROOT
+
+WARMUP = 5
+
+
+class Times(NamedTuple):
+    """us: sorted microseconds of the good starts."""
+
+    case: Case
+    us: list[float]
+    failed: int
+    busy: int
+
+    def at(self, share: float) -> float:
+        return self.us[round(share * (len(self.us) - 1))] / 1000 if self.us else float("nan")
+
+
+def starts(node: Node, cases: list[Case], runs: int, mounts: int = 0) -> list[Times]:
+    """Each case started so often, round robin (bench/timer.c). mounts: so many more on the host, in a mount namespace of the timer's own."""
+    argv = [compiled("timer"), str(runs), str(WARMUP)]
+    if mounts:
+        many = node.session.top / "mounts"
+        many.mkdir(exist_ok=True)
+        argv += [str(mounts), str(many)]
+    env = node.places["userns"].site.environment(node.pilot)
+    with sudo_rule(node):
+        done = subprocess.run(argv, input=_lines(node, cases), env=env, cwd=node.pilot.home, text=True, stdout=subprocess.PIPE, check=True)
+    times = []
+    for case, line in zip(cases, done.stdout.splitlines()):
+        _, failed, busy, *us = line.split("\t")
+        times.append(Times(case, sorted(map(float, us)), int(failed), int(busy)))
+    return times
+
+
+def _lines(node: Node, cases: list[Case]) -> str:
+    ids = [f"uid {node.pilot.uid}", *(f"gid {gid}" for gid in (node.pilot.gid, *node.pilot.groups))] if ROOT else []
+    return "".join(f"{line}\n" for case in cases for line in (f"case {case.name}", *ids, *case.lines, *(f"arg {word}" for word in case.argv)))
+
+
+@contextmanager
+def sudo_rule(node: Node) -> Iterator[None]:
+    """The pilot may become user1 without a password; taken back afterwards."""
+    rule = Path("/etc/sudoers.d") / f"nodewrap-bench-{os.getpid()}"
+    if not (ROOT and rule.parent.is_dir()):
+        yield
+        return
+    rule.write_text(f"{node.pilot.name} ALL=({node.session.accounts['user1'].name}) NOPASSWD: ALL\n")
+    rule.chmod(0o440)
+    try:
+        yield
+    finally:
+        rule.unlink()
+
+
+class Kill(NamedTuple):
+    """processes: counted by the payload as its last act. seconds: from then until the launcher had ended. left: processes of the account then."""
+
+    name: str
+    processes: int
+    seconds: float
+    left: int
+
+
+def kills(node: Node, runs: int) -> list[Kill]:
+    """Trees left behind by a payload in a leased pool account."""
+    place = node.places["setuid"]
+    place.point(place.guards[True, True])
+    tree = place.site.prefix / "tree"
+    tree.write_bytes(compiled("tree").read_bytes())
+    tree.chmod(0o755)
+    kinds = (("5,000 idle processes", "switch", ("idle", "5000")), ("fork bomb, at most 2,000", "bomb", ("bomb",)))
+    return [_kill(node, place, name, vo, (str(tree), *what)) for name, vo, what in kinds for _ in range(runs)]
+
+
+def _kill(node: Node, place: Place, name: str, vo: str, payload: tuple[str, ...]) -> Kill:
+    """The tree is seen under a path below the installation: profile batch shows /opt."""
+    argv = [place.site.binary, "run", *declared(vo), "--", *payload]
+    process = place.site.start(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    out = process.stdout.read()
+    process.wait()
+    ended = time.monotonic()
+    if process.returncode != 0:
+        raise RuntimeError(f"{name}: the run ended with {process.returncode}")
+    count, at = out.split()
+    pool = [account for role, account in node.session.accounts.items() if role.startswith("pool")]
+    return Kill(name, int(count), ended - float(at) / 1e6, sum(len(place.site.processes(account)) for account in pool))
+
+
+class Memory(NamedTuple):
+    """Kilobytes of resident memory, and what of it belongs to the process alone (smaps_rollup: Rss, Private_*)."""
+
+    launcher: str
+    part: str
+    rss: int
+    private: int
+
+
+def memory(node: Node) -> list[Memory]:
+    """Launcher and init of each installation while a payload sleeps."""
+    return [found for place in node.places.values() for found in _memory(place)]
+
+
+def _memory(place: Place) -> Iterator[Memory]:
+    guard = place.guards[True, False]
+    place.point(guard)
+    ask = (*declared("map"), "--", "/bin/sh", "-c", "echo; exec sleep 60")
+    process: Any = place.site.start([place.site.binary, "run", *ask], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        for part, pid in (("launcher", process.pid), ("init", _child(process.pid))):
+            sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M))
+            yield Memory(place.site.launcher, part, int(sizes["Rss"]), int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"]))
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _child(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+
+
+def lines_of_c() -> int:
+    return sum(len(path.read_text().splitlines()) for path in (CHECKOUT / "csrc").glob("*.[ch]"))

@@ -1,0 +1,50 @@
+"""Figures as text: fixed columns, and beside each promise whether it was kept."""
+
+from __future__ import annotations
+
+from bench.measure import Kill, Memory, Times
+
+KILL_S, MEMORY_KB, C_LINES = 0.5, 3072, 3500
+HEAD = ("", "n", "busy", "p50 ms", "p99 ms", "× bare", "+ ms", "promised", "")
+
+
+def kept(value: float, bound: float) -> str:
+    return "kept" if value <= bound else "MISSED"
+
+
+def of_starts(times: list[Times]) -> list[str]:
+    """One line a case; the first case is the bare exec that the others are compared with."""
+    bare = times[0].at(0.5)
+    return _columns([HEAD, *(_start(one, bare) for one in times)])
+
+
+def _start(one: Times, bare: float) -> tuple[str, ...]:
+    p50 = one.at(0.5)
+    promise = (f"+{one.case.target:g}", kept(p50 - bare, one.case.target)) if one.case.target else ("", "")
+    name = one.case.name + (f" ({one.failed} FAILED)" if one.failed else "")
+    return (name, str(len(one.us)), str(one.busy), f"{p50:.2f}", f"{one.at(0.99):.2f}", f"{p50 / bare:.1f}", f"{p50 - bare:+.2f}", *promise)
+
+
+def of_kills(kills: list[Kill]) -> list[str]:
+    head = ("", "processes", "s until proved", "left", "promised", "")
+    return _columns([head, *((k.name, str(k.processes), f"{k.seconds:.3f}", str(k.left), f"{KILL_S}", kept(k.seconds, KILL_S)) for k in kills)])
+
+
+def of_memory(parts: list[Memory]) -> list[str]:
+    rows: list[tuple[str, ...]] = [("", "Rss KiB", "private KiB", "promised", "")]
+    for launcher in sorted({part.launcher for part in parts}):
+        own = [part for part in parts if part.launcher == launcher]
+        rows += [(f"{launcher} {part.part}", str(part.rss), str(part.private), "", "") for part in own]
+        total = sum(part.rss for part in own)
+        rows.append((f"{launcher} together", str(total), str(sum(part.private for part in own)), str(MEMORY_KB), kept(total, MEMORY_KB)))
+    return _columns(rows)
+
+
+def of_lines(count: int) -> list[str]:
+    return _columns([("", "lines", "promised", ""), ("C in csrc/", str(count), str(C_LINES), kept(count, C_LINES))])
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """First column to the left, numbers to the right."""
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]

@@ -1,0 +1,74 @@
+/* A payload that leaves many processes behind, and says when it ended.
+ *
+ *     tree idle N     N processes, each in a session of its own, asleep; the first one ends when all are there
+ *     tree bomb       processes that fork and end for ever, as many as RLIMIT_NPROC lets; the first one ends after two seconds of that
+ *
+ * Prints the count of processes that it sees and CLOCK_MONOTONIC in microseconds as its last act. */
+#define _GNU_SOURCE
+#include <ctype.h>
+#include <dirent.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static void grow(int n)
+{
+	for (int left = n - 1, part = (left + 7) / 8; left > 0;) {
+		int k = part < left ? part : left;
+		pid_t p = fork();
+
+		if (p == 0) {
+			setsid();
+			grow(k);
+			for (;;) pause();
+		}
+		if (p < 0) return;
+		left -= k;
+	}
+}
+
+static void bomb(void)
+{
+	unsigned dice = 1;
+
+	signal(SIGCHLD, SIG_IGN);
+	for (;;) {
+		pid_t p = fork();
+
+		dice = (dice + (unsigned)getpid()) * 2654435761u;
+		if (dice >> 16 & (p < 0 ? 63 : 3)) continue;
+		if (p) _exit(0); /* somebody else takes the place */
+	}
+}
+
+static int count(void)
+{
+	DIR *d = opendir("/proc");
+	int n = 0;
+
+	for (struct dirent *e; d && (e = readdir(d));) n += isdigit((unsigned char)e->d_name[0]) != 0;
+	return n;
+}
+
+int main(int argc, char **argv)
+{
+	int want = argc > 2 ? atoi(argv[2]) : 0;
+	struct timespec t;
+
+	if (argc < 2) return 1;
+	if (strcmp(argv[1], "bomb") == 0) {
+		if (fork() == 0) bomb();
+		sleep(2);
+	} else {
+		grow(want);
+		for (int i = 0; i < 600 && count() < want; i++) usleep(50000);
+	}
+	want = count();
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	printf("%d %.0f\n", want, t.tv_sec * 1e6 + t.tv_nsec / 1e3);
+	fflush(stdout);
+	_exit(0);
+}
