@@ -224,8 +224,10 @@ static int exchange(struct talk *t, struct nw_err *e) {
 		body = malloc(2 * (size_t)len + 2); /* the frame, then room for its strings */
 		if (!body) return lost(e, "sent more than there is memory for");
 		int bad = receive(t, body, len, e);
-		if (type == NW_DECISION) /* kept until exit: the decision points into it */
+		if (type == NW_DECISION) {
+			t->run->said = body;
 			return bad ? -1 : nw_decision_decode(body, len, (char *)body + len + 1, &t->run->decision, e);
+		}
 		bad = bad ? bad : answer_open(t, body, len, e);
 		free(body);
 		if (bad) return -1;

@@ -20,7 +20,7 @@ struct row {
 
 #define ONE(s, field) .at = offsetof(struct s, field)
 #define MANY(s, field, n, capacity) \
-	.at = offsetof(struct s, field), .room = capacity, .size = sizeof(*((struct s *)0)->field), .count = offsetof(struct s, n)
+	.at = offsetof(struct s, field), .room = (capacity), .size = sizeof(*((struct s *)0)->field), .count = offsetof(struct s, n)
 
 static const struct row ACCOUNT[] = {
 	{ 1, INT32, ONE(nw_account, uid), .must = true },

@@ -38,6 +38,7 @@ static int run_python(int argc, char **argv) {
 	v[3] = (char *)"nodewrap";
 	memcpy(v + 4, argv + 1, (size_t)argc * sizeof *v);
 	execv(v[0], v);
+	free(v);
 	perror("nodewrap: NW-PYTHON: " NW_PYTHON_CLI);
 	return 202;
 }

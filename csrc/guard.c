@@ -101,7 +101,7 @@ static const struct key GUARD[] = {
 	{ "audit-on-failure", CHOICE, AT(audit_on_failure), 0, ON_FAILURE, false },
 	{ "syslog", CHOICE, AT(syslog), 0, NO_YES, false },
 	{ "deadline-ms", LIMIT, AT(deadline_ms), 120000, NULL, false },
-	{ "max-wall-s", LIMIT, AT(max_wall_s), 366u * 86400, NULL, false },
+	{ "max-wall-s", LIMIT, AT(max_wall_s), 31622400, NULL, false },
 	{ "allow", ALLOW, 0, 0, NULL, true },
 };
 #define GUARD_MUST 7 /* the first of them have to be there; child too, where it is another user */
@@ -274,7 +274,7 @@ int nw_guard_parse(char *text, size_t len, struct nw_guard *g, struct nw_err *e)
 		if (!(seen & 1u << i) && (i < GUARD_MUST || strcmp(LAUNCHERS[g->launcher], "userns")))
 			return nw_fail(e, NW_INTERNAL, "NW-GUARD-SYNTAX", "no line \"%s\"", GUARD[i].word);
 	if (!g->deadline_ms) g->deadline_ms = 10000;
-	if (!g->max_wall_s) g->max_wall_s = 7 * 86400;
+	if (!g->max_wall_s) g->max_wall_s = 604800; /* a week */
 	return 0;
 }
 

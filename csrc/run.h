@@ -112,6 +112,7 @@ struct nw_run {
 	struct nw_guard guard;
 	struct nw_profile profile;
 	struct nw_decision decision;
+	void *said; /* the child's frame, which the decision's strings lie in */
 	struct nw_identity id;
 	struct nw_dir work, expose[NW_EXPOSE];
 	enum nw_handover how; /* of the work directory */

@@ -9,11 +9,18 @@ import pwd
 from nodewrap import digest, environment, glexec, model, request, wire
 from nodewrap.policy import evaluate
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 PERMIT = 1
 VERDICTS = {203: 2, 201: 3, 202: 4}
 KINDS = {"caller": 1, "ca": 2, "voms": 3}
 CREDENTIAL_MAX = 1 << 20
-ERRNO = {2: "does not exist", 13: "cannot be read by the caller", 20: "leads through a file", 21: "is a directory", 22: "is not a regular file", 27: "is larger than 1 MiB", 40: "is a symbolic link"}
+ERRNO = {
+    2: "does not exist", 13: "cannot be read by the caller", 20: "leads through a file", 21: "is a directory", 22: "is not a regular file",
+    27: "is larger than 1 MiB", 40: "is a symbolic link",
+}
 
 
 class Request:
@@ -43,7 +50,7 @@ class Caller:
 
     __slots__ = ("delegated", "gid", "groups", "name", "uid")
 
-    def __init__(self, uid: int, gid: int, policy: "dict[str, object]") -> None:
+    def __init__(self, uid: int, gid: int, policy: "dict[str, Any]") -> None:
         self.uid, self.gid = uid, gid
         try:
             self.name = pwd.getpwuid(uid).pw_name
@@ -53,9 +60,9 @@ class Caller:
         self.delegated = _delegated(self.name, uid) if os.geteuid() == uid else None
 
 
-def _groups_matter(policy: "dict[str, object]") -> bool:
-    conditional = [*policy["rules"], *policy["stances"]]  # type: ignore[misc]
-    return any(entry["group"] for entry in policy["callers"]) or any("group" in item["when"] for item in conditional)  # type: ignore[attr-defined]
+def _groups_matter(policy: "dict[str, Any]") -> bool:
+    conditional = [*policy["rules"], *policy["stances"]]
+    return any(entry["group"] for entry in policy["callers"]) or any("group" in item["when"] for item in conditional)
 
 
 def _group_names(name: str, gid: int) -> "list[str]":
@@ -129,7 +136,7 @@ class Files:
 
 
 def _read(fd: int) -> bytes:
-    parts = []
+    parts: list[bytes] = []
     while True:
         part = os.read(fd, 1 << 16)
         if not part or sum(map(len, parts)) > CREDENTIAL_MAX:
@@ -137,7 +144,7 @@ def _read(fd: int) -> bytes:
         parts.append(part)
 
 
-def decide(req: Request, caller: Caller, policy: "dict[str, object]", credentials: object, sock: object) -> "list[tuple[int, object]]":
+def decide(req: Request, caller: Caller, policy: "dict[str, Any]", credentials: "Any", sock: object) -> "list[tuple[int, object]]":
     """The DECISION's fields. Raises model.Say; every Refusal becomes a decision with what is known for the record."""
     record: list[tuple[str, str]] = [("policy.digest", str(policy["digest"])), ("caller.name", caller.name)]
     try:
@@ -152,7 +159,7 @@ def decide(req: Request, caller: Caller, policy: "dict[str, object]", credential
 
 
 def _bypass(
-    no: model.Refusal, ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, object]", record: "list[tuple[str, str]]",
+    no: model.Refusal, ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", record: "list[tuple[str, str]]",
 ) -> "list[tuple[int, object]]":
     """An internal error is never a permit by itself: only where the site says so, after its bans, log-only, and always with an alarm (I11)."""
     claimed = model.Subject("none", *ask.declared.get("subject", [""]), *ask.declared.get("vo", [""]))
@@ -165,7 +172,7 @@ def _bypass(
 
 
 def _decide(
-    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, object]", credentials: object, files: Files, record: "list[tuple[str, str]]",
+    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", credentials: "Any", files: Files, record: "list[tuple[str, str]]",
 ) -> "list[tuple[int, object]]":
     pem = files.credential(ask.credential, req.uid) if ask.credential else b""
     subject = _subject(ask, pem, policy, credentials, files, req)
@@ -181,10 +188,10 @@ def _decide(
     return _permit(ask, req, caller, policy, verdict, source, record)
 
 
-def _evaluate(ask: model.Ask, policy: "dict[str, object]", facts: model.Facts) -> model.Verdict:
+def _evaluate(ask: model.Ask, policy: "dict[str, Any]", facts: model.Facts) -> model.Verdict:
     """Old pilots cannot name a profile: theirs is [glexec] profile where the rule gives it, else the rule's own."""
     if ask.style == "glexec":
-        facts.profile = policy["glexec"]["profile"]  # type: ignore[index]
+        facts.profile = policy["glexec"]["profile"]
         verdict = evaluate.evaluate(policy, facts)
         if verdict.code != "NW-PROFILE":
             return verdict
@@ -201,30 +208,28 @@ def _declared(ask: model.Ask) -> "list[tuple[str, str]]":
     return found + [("declared.job_id", ask.job_id)] * bool(ask.job_id) + [("declared.id", ask.declared_id)] * bool(ask.declared_id)
 
 
-def _subject(ask: model.Ask, pem: bytes, policy: "dict[str, object]", credentials: object, files: Files, req: Request) -> model.Subject:
+def _subject(ask: model.Ask, pem: bytes, policy: "dict[str, Any]", credentials: "Any", files: Files, req: Request) -> model.Subject:
     if not pem:
         said = ask.declared
-        subject = model.Subject("declared" if said.get("subject") else "none", *said.get("subject", [""]), *said.get("vo", [""]))
-        subject.fqans, subject.kind = said.get("fqan", []), "declared"
-        return subject
+        claimed = model.Subject("declared" if said.get("subject") else "none", *said.get("subject", [""]), *said.get("vo", [""]))
+        claimed.fqans, claimed.kind = said.get("fqan", []), "declared"
+        return claimed
     if credentials is None:
         raise model.Refusal(202, "NW-CHILD-HINT", "the launcher did not announce a credential; launcher and policy layer do not match")
-    options = credentials.Options()  # type: ignore[attr-defined]
-    for name, value in policy["credentials"].items():  # type: ignore[attr-defined]
+    options = credentials.Options()
+    for name, value in policy["credentials"].items():
         setattr(options, name, value)
     options.target_host = req.host
-    subject = credentials.verify(pem, files, req.now, options=options)  # type: ignore[attr-defined]
+    subject: model.Subject = credentials.verify(pem, files, req.now, options=options)
     for name in ("subject", "vo"):
-        claimed = ask.declared.get(name, [])
-        proved = subject.dn if name == "subject" else subject.vo
-        if claimed and claimed != [proved]:
+        wanted = ask.declared.get(name, [])
+        if wanted and wanted != [subject.dn if name == "subject" else subject.vo]:
             raise model.Refusal(203, "NW-DECLARED-OTHER", f"--declare {name} is not what the credential proves; leave it out")
-    return subject  # type: ignore[no-any-return]
+    return subject
 
 
 def _subject_facts(subject: model.Subject) -> "list[tuple[str, str]]":
-    values = [("dn", subject.dn), ("issuer", subject.issuer), ("sub", subject.sub), ("vo", subject.vo), ("assurance", subject.assurance), ("serial", subject.serial)]
-    found = [("subject." + name, value) for name, value in values if value]
+    found = [("subject." + name, getattr(subject, name)) for name in ("dn", "issuer", "sub", "vo", "assurance", "serial") if getattr(subject, name)]
     found += [("subject.fqan", fqan) for fqan in subject.fqans[:64]] + [("note", _cut(note)) for note in subject.notes[:16]]
     if subject.expires:
         found.append(("subject.expires", str(subject.expires)))
@@ -243,18 +248,18 @@ def _pilot_secrets(req: Request) -> "list[str]":
     return [entry[len(name):].decode("utf-8", "surrogateescape") for name in names for entry in req.env if entry.startswith(name)]
 
 
-def _not_the_pilots(subject: model.Subject, req: Request, files: Files, credentials: object) -> None:
+def _not_the_pilots(subject: model.Subject, req: Request, files: Files, credentials: "Any") -> None:
     """A payload that gets the pilot's own credential could act as the pilot for every user (I10; PanDA falls back to just that)."""
     for path in _pilot_secrets(req)[:1]:
         if path.startswith("/") and _fingerprint(files.peek(path), credentials) == subject.fingerprint:
-            raise model.Refusal(203, "NW-PILOT-CREDENTIAL", f"the payload's credential is the pilot's own ({path}); fetch one for the user", alarm=True)
+            raise model.Refusal(203, "NW-PILOT-CREDENTIAL", f"the payload's credential is the pilot's own ({path}); fetch the user's", alarm=True)
 
 
-def _fingerprint(pem: bytes, credentials: object) -> str:
+def _fingerprint(pem: bytes, credentials: "Any") -> str:
     """Of the leaf certificate in pem; "" when there is none, which is then nobody's credential."""
     try:
-        ders, _ = credentials.split(pem)  # type: ignore[attr-defined]
-        return str(credentials.read_certificate(ders[0], "the pilot's proxy").fingerprint())  # type: ignore[attr-defined]
+        ders, _ = credentials.split(pem)
+        return str(credentials.read_certificate(ders[0], "the pilot's proxy").fingerprint())
     except model.Refusal:
         return ""
 
@@ -263,24 +268,18 @@ def _no_secret_inside(ask: model.Ask, req: Request) -> None:
     for top in [ask.workdir, *ask.expose]:
         for path in _pilot_secrets(req):
             if top and path != ask.credential and (path + "/").startswith(top + "/"):
-                raise model.Refusal(201, "NW-WORKDIR-SECRET", f"{path} is the pilot's own and lies in {top}, which the payload gets; keep it elsewhere")
+                raise model.Refusal(201, "NW-WORKDIR-SECRET", f"{path} is the pilot's and lies in {top}, which the payload gets; keep it elsewhere")
 
 
 def _permit(
-    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, object]", verdict: model.Verdict, source: bytes, record: "list[tuple[str, str]]",
+    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", verdict: model.Verdict, source: bytes, record: "list[tuple[str, str]]",
 ) -> "list[tuple[int, object]]":
     identity = verdict.identity
     target = _target(ask, req, identity) if source else ""
-    env = verdict.env
-    if ask.style == "glexec":
-        env = dict(env, keep=[*env.get("keep", []), *policy["glexec"]["preserve_env"]])  # type: ignore[misc,index]
-    home = ask.workdir or ("" if verdict.mode == "switch" else environment.TMP)
-    keep, new = environment.environment(env, ask, req.env, home, "", target)
-    accounts = _accounts(ask, identity, new)
-    if accounts and not ask.workdir:
-        new = [entry for entry in new if not entry.startswith("HOME=")]
-    fields: list[tuple[int, object]] = [(1, 1), (2, PERMIT), (6, verdict.mode), (7, verdict.profile), (14, ask.argv_from), (15, int(ask.search)), (24, 0o077 if ask.style == "run" else 0o022)]
-    fields += [(8, account) for account in accounts] + [(9, int(bool(identity.get("exclusive"))))]
+    keep, new = _environment(ask, req, policy, verdict, target)
+    fields: list[tuple[int, object]] = [(1, 1), (2, PERMIT), (6, verdict.mode), (7, verdict.profile), (14, ask.argv_from), (15, int(ask.search))]
+    fields += [(24, 0o077 if ask.style == "run" else 0o022)]
+    fields += [(8, account) for account in _accounts(ask, identity, new)] + [(9, int(bool(identity.get("exclusive"))))]
     fields += _map(identity, req, caller) if verdict.mode == "map" else []
     fields += [(11, ask.workdir)] * bool(ask.workdir) + [(13, path) for path in ask.expose]
     fields += [(16, index) for index in keep] + [(17, entry) for entry in new]
@@ -290,22 +289,35 @@ def _permit(
     return fields + _record(record, req, ask)
 
 
-def _target(ask: model.Ask, req: Request, identity: "dict[str, object]") -> str:
+def _environment(
+    ask: model.Ask, req: Request, policy: "dict[str, Any]", verdict: model.Verdict, target: str,
+) -> "tuple[list[int], list[str]]":
+    """Indices to keep and entries to set for whichever account it will be; an account's own names come with the account."""
+    env = verdict.env
+    if ask.style == "glexec":
+        env = dict(env, keep=[*env.get("keep", []), *policy["glexec"]["preserve_env"]])
+    keep, new = environment.environment(env, ask, req.env, ask.workdir or environment.TMP, "", target)
+    if verdict.identity.get("accounts") and not ask.workdir:
+        new = [entry for entry in new if not entry.startswith("HOME=")]
+    return keep, new
+
+
+def _target(ask: model.Ask, req: Request, identity: "dict[str, Any]") -> str:
     """Where the payload's proxy is written. Of a pool the account is not known yet: the run's name serves instead of a uid."""
     accounts = identity.get("accounts") or [{"uid": identity.get("inside_uid", req.uid), "gid": identity.get("inside_gid", req.gid)}]
     if ask.style == "glexec":
-        glexec.verify(ask, accounts[0]["uid"], accounts[0]["gid"])  # type: ignore[index]
-    if len(accounts) > 1 and not ask.target_proxy:  # type: ignore[arg-type]
+        glexec.verify(ask, accounts[0]["uid"], accounts[0]["gid"])
+    if len(accounts) > 1 and not ask.target_proxy:
         return f"{environment.TMP}/x509up_{req.run}"
     if ask.style == "run":
-        return f"{environment.TMP}/x509up_u{accounts[0]['uid']}"  # type: ignore[index]
-    return glexec.target_proxy(ask, accounts[0]["uid"], req.pid)  # type: ignore[index]
+        return f"{environment.TMP}/x509up_u{accounts[0]['uid']}"
+    return glexec.target_proxy(ask, accounts[0]["uid"], req.pid)
 
 
-def _accounts(ask: model.Ask, identity: "dict[str, object]", new: "list[str]") -> "list[list[tuple[int, object]]]":
+def _accounts(ask: model.Ask, identity: "dict[str, Any]", new: "list[str]") -> "list[list[tuple[int, object]]]":
     taken = {entry.partition("=")[0] for entry in new} - {"HOME"}
     fields = []
-    for account in identity.get("accounts", []):  # type: ignore[attr-defined]
+    for account in identity.get("accounts", []):
         own = {"USER": account["name"], "LOGNAME": account["name"]}
         if not ask.workdir:
             own["HOME"] = account["home"] or environment.TMP
@@ -316,28 +328,28 @@ def _accounts(ask: model.Ask, identity: "dict[str, object]", new: "list[str]") -
     return fields
 
 
-def _map(identity: "dict[str, object]", req: Request, caller: Caller) -> "list[tuple[int, object]]":
+def _map(identity: "dict[str, Any]", req: Request, caller: Caller) -> "list[tuple[int, object]]":
     fields: list[tuple[int, object]] = [(1, identity["inside_uid"]), (2, identity["inside_gid"]), (3, identity["size"])]
     if req.launcher == "userns":
         size = identity["size"]
-        if caller.delegated and caller.delegated[1] >= size:  # type: ignore[operator]
+        if caller.delegated and caller.delegated[1] >= size:
             fields += [(4, caller.delegated[0]), (5, caller.delegated[1])]
         elif size != 1:
             raise model.Refusal(202, "NW-SUBUID", f"{caller.name or req.uid} has no range of {size} ids in /etc/subuid and /etc/subgid; delegate one")
     return [(10, fields)]
 
 
-def _limits(ask: model.Ask, limits: "dict[str, object]") -> "list[tuple[int, object]]":
-    wall: int = limits["wall_s"]  # type: ignore[assignment]
+def _limits(ask: model.Ask, limits: "dict[str, Any]") -> "list[tuple[int, object]]":
+    wall: int = limits["wall_s"]
     wall = min(wall or ask.wall_s, ask.wall_s or wall)
-    fields: list[tuple[int, object]] = [(18, wall * 1000), (19, limits["grace_s"] * 1000)]  # type: ignore[operator]
-    return fields + [(20, [(1, number), (2, value)]) for number, value in limits["rlimits"].items()]  # type: ignore[attr-defined]
+    fields: list[tuple[int, object]] = [(18, wall * 1000), (19, limits["grace_s"] * 1000)]
+    return fields + [(20, [(1, number), (2, value)]) for number, value in limits["rlimits"].items()]
 
 
-def _syslog(ask: model.Ask, req: Request, caller: Caller, identity: "dict[str, object]") -> str:
+def _syslog(ask: model.Ask, req: Request, caller: Caller, identity: "dict[str, Any]") -> str:
     accounts = identity.get("accounts") or [{"name": caller.name, "gid": req.gid}]
     command = [word.decode("utf-8", "replace") for word in req.argv[ask.argv_from:]]
-    account = accounts[0] if len(accounts) == 1 else {"name": identity.get("pool", ""), "gid": ""}  # type: ignore[arg-type,index]
+    account = accounts[0] if len(accounts) == 1 else {"name": identity.get("pool", ""), "gid": ""}
     return glexec.line(caller.name, str(req.gid), str(account["name"]), str(account["gid"]), req.cwd.decode("utf-8", "replace"), command)
 
 

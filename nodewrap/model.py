@@ -3,6 +3,10 @@
 Plain classes with ``__slots__``: this module is on the hot path, and ``dataclasses`` alone costs 14 ms to import.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 
 class Refusal(Exception):
     """A request ends here: ``code`` (``NW-…``), one line of ``text``, and the exit status that the pilot gets.
@@ -137,8 +141,8 @@ class Verdict:
         self.rule = ""
         self.mode = ""
         self.profile = ""
-        self.identity: dict[str, object] = {}
-        self.limits: dict[str, object] = {}
-        self.env: dict[str, object] = {}
+        self.identity: dict[str, Any] = {}
+        self.limits: dict[str, Any] = {}
+        self.env: dict[str, Any] = {}
         self.steps: list[str] = []
         self.alarm = False

@@ -4,14 +4,17 @@ Hot path: stdlib only and little of it; tests/unit/test_hot_path_imports.py hold
 comes back against the guard as if this process were hostile (I2), and takes its death for an internal error (I3).
 """
 
+import _socket
 import os
 import sys
-
-import _socket
 
 from nodewrap import decide, model, wire
 from nodewrap._core import ffi, lib
 from nodewrap.policy import store
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 VERSION = 1
 HELLO_FIELDS = {1: "version", 2: "uid", 3: "gid", 4: "credentials", 5: "policy"}
@@ -32,12 +35,14 @@ class Hello:
             raise wire.WireError("launcher and policy child are of different versions")
 
 
-def load_policy(hello: Hello) -> "tuple[dict[str, object], bytes, object]":
+def load_policy(hello: Hello) -> "tuple[dict[str, object], bytes, Any]":
     """Everything the lock will forbid to fetch: the policy, the filter, the credentials package (or None)."""
-    credentials = None
+    verifier: Any = None
     if hello.credentials:
         from nodewrap import credentials
-    return (*read_policy(hello.policy), credentials)
+
+        verifier = credentials
+    return (*read_policy(hello.policy), verifier)
 
 
 def read_policy(directory: str) -> "tuple[dict[str, object], bytes]":
@@ -53,7 +58,7 @@ def lock(program: bytes) -> None:
         raise OSError(ffi.errno, "seccomp")
 
 
-def answer(sock: "_socket.socket", caller: "decide.Caller", policy: "dict[str, object]", credentials: object) -> None:
+def answer(sock: "_socket.socket", caller: "decide.Caller", policy: "dict[str, Any]", credentials: "Any") -> None:
     """Read the REQUEST, decide, send the DECISION. Whatever goes wrong in deciding is an internal error with its place, not a crash."""
     fields, _ = wire.receive(sock, wire.REQUEST)
     try:
@@ -76,11 +81,11 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} at {where}"
 
 
-def serve(sock: "_socket.socket", load: object = load_policy) -> None:
+def serve(sock: "_socket.socket", load: "Any" = load_policy) -> None:
     """One whole exchange on a connected socket."""
     hello = Hello(wire.receive(sock, wire.HELLO)[0])
     try:
-        policy, program, credentials = load(hello)  # type: ignore[operator]
+        policy, program, credentials = load(hello)
     except (OSError, ValueError) as error:
         wire.receive(sock, wire.REQUEST)
         text = f"{hello.policy}: {error}" if isinstance(error, OSError) else str(error)

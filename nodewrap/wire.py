@@ -4,6 +4,10 @@ A value is int (8 bytes), bytes, or a list of fields for a struct; a message is 
 importing ``socket`` costs 8 ms for things the child does not use.
 """
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 HELLO, REQUEST, OPEN, OPENED, DECISION = 1, 2, 3, 4, 5
 LIMIT = {HELLO: 4096, REQUEST: 8 << 20, OPEN: 8192, OPENED: 4096, DECISION: 1 << 20}
 HEADER = 8
@@ -13,7 +17,7 @@ class WireError(Exception):
     """The other side said something that is not in docs/wire.md, or hung up."""
 
 
-def pack(fields: "list[tuple[int, object]]") -> bytes:
+def pack(fields: "list[tuple[int, Any]]") -> bytes:
     """Fields as bytes. int -> 8 bytes little endian, str -> its bytes (surrogateescape), bytes as they are, list -> nested fields."""
     out = []
     for tag, value in fields:
@@ -24,7 +28,7 @@ def pack(fields: "list[tuple[int, object]]") -> bytes:
         elif isinstance(value, list):
             body = pack(value)
         else:
-            body = bytes(value)  # type: ignore[call-overload]
+            body = bytes(value)
         out.append(tag.to_bytes(2, "little") + len(body).to_bytes(4, "little") + body)
     return b"".join(out)
 
@@ -49,15 +53,15 @@ def integer(value: bytes) -> int:
     return int.from_bytes(value, "little")
 
 
-def send(sock: object, kind: int, fields: "list[tuple[int, object]]") -> None:
+def send(sock: "Any", kind: int, fields: "list[tuple[int, Any]]") -> None:
     """One frame of ``kind`` with ``fields``. Raises WireError when it is longer than its kind may be, OSError when the other side is gone."""
     body = pack(fields)
     if len(body) > LIMIT[kind]:
         raise WireError("the frame is longer than its kind may be")
-    sock.sendall(len(body).to_bytes(4, "little") + kind.to_bytes(4, "little") + body)  # type: ignore[attr-defined]
+    sock.sendall(len(body).to_bytes(4, "little") + kind.to_bytes(4, "little") + body)
 
 
-def receive(sock: object, kind: int) -> "tuple[list[tuple[int, bytes]], int]":
+def receive(sock: "Any", kind: int) -> "tuple[list[tuple[int, bytes]], int]":
     """Fields of the next frame, which must be of ``kind``, and the descriptor that came with it (-1: none)."""
     header, fd = _exactly(sock, HEADER)
     length, got = int.from_bytes(header[:4], "little"), int.from_bytes(header[4:], "little")
@@ -67,10 +71,10 @@ def receive(sock: object, kind: int) -> "tuple[list[tuple[int, bytes]], int]":
     return unpack(body), fd
 
 
-def _exactly(sock: object, count: int) -> "tuple[bytes, int]":
+def _exactly(sock: "Any", count: int) -> "tuple[bytes, int]":
     parts, fd = [], -1
     while count:
-        data, ancillary, _, _ = sock.recvmsg(min(count, 1 << 16), 64)  # type: ignore[attr-defined]
+        data, ancillary, _, _ = sock.recvmsg(min(count, 1 << 16), 64)
         for level, kind, value in ancillary:
             if (level, kind) == (1, 1):  # SOL_SOCKET, SCM_RIGHTS
                 fd = int.from_bytes(value[:4], "little")
