@@ -16,7 +16,7 @@ from tests import pki, site
 #: What a profile leaves reachable on purpose (docs/isolation.md): with the host's network comes its loopback.
 OPEN = {"strict": set(), "batch": {"loopback"}, "compat": {"loopback"}}
 HEAD = ("user", "asked", "uid", "inside", "exit", "proxy", "secrets", "daemons", "files", "records", "")
-GLEXEC = """echo "I am: uid $(id -u) in $(pwd); proxy $X509_USER_PROXY $(stat -c 'of %u, mode %a' "$X509_USER_PROXY")"
+GLEXEC = """echo "I am: uid $(id -u) in $(pwd); proxy $X509_USER_PROXY $(stat -c 'of %u, mode %a' "$X509_USER_PROXY")"; \
 cat "$1"; env; awk 'BEGIN { for (i = 1; i <= 60000; i++) s += i; printf "computed: %d\\n", s }'"""
 
 
@@ -182,13 +182,14 @@ def go_on(stage: Stage) -> None:
           f"         {prefix}/bin/nodewrap audit show; {prefix}/bin/nodewrap doctor; {prefix}/bin/nodewrap policy show\nremove:  {HERE}/run remove")
 
 
-def compare(before: dict[str, set[str]], stage: Stage) -> bool:
-    """The machine is as it was, and says so."""
-    changes = machine.difference(before, machine.snapshot(), stage.session.tag) + [f"process {pid}" for pid in machine.processes_with(stage.mark)]
+def compare(before: dict[str, set[str]], stage: Stage, runs: set[str]) -> bool:
+    """The machine is as it was, and says so. runs: ids of what was run."""
+    changes = machine.difference(before, machine.snapshot(), stage.session.tag)
+    changes += [f"process {pid}" for pid in machine.processes_with(stage.mark)] + machine.cgroups(runs)
     if changes:
         screen.block("this machine is NOT as it was before", "\n".join(changes))
         return False
-    screen.say(f"This machine is as it was before; compared: {', '.join(before)}, processes.")
+    screen.say(f"This machine is as it was before; compared: {', '.join(before)}, processes, cgroups.")
     return True
 
 
@@ -232,8 +233,9 @@ def main() -> int:
             stage.session.keep()
             go_on(stage)
         else:
+            runs = stage.runs()
             stage.session.close()
-            good &= compare(before, stage)
+            good &= compare(before, stage, runs)
     return 0 if good else 1
 
 

@@ -1,4 +1,4 @@
-"""What a demonstration could leave on a machine, listed before and after: accounts, groups, mounts, cgroups, files, IPC objects.
+"""What a demonstration could leave on a machine, listed before and after: accounts, groups, mounts, files, IPC objects.
 
 Tests may run beside it on the same machine: what carries the name of one of their sessions is theirs, and is not compared.
 """
@@ -23,7 +23,6 @@ def snapshot() -> dict[str, set[str]]:
     """{kind: names} of everything that a run could leave behind."""
     found = {f"/etc/{name}": set(_lines(f"/etc/{name}")) for name in ACCOUNT_FILES}
     found["mounts"] = {line.split()[4] for line in _lines("/proc/self/mountinfo")}
-    found["cgroups"] = {path for top in _cgroup_tops() for path, _, _ in os.walk(top) if "nodewrap" in path}
     places = [Path(place) for place in {*PLACES, str(Path.home())} if os.access(place, os.R_OK)]
     found["files"] = {str(path) for place in places for path in place.iterdir() if _ours(path)}
     found["IPC objects"] = {f"{kind} {line.split()[1]}" for kind in ("msg", "sem", "shm") for line in _lines(f"/proc/sysvipc/{kind}")[1:]}
@@ -53,8 +52,10 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def _cgroup_tops() -> list[str]:
-    return [line.split()[4] for line in _lines("/proc/self/mountinfo") if " - cgroup2 " in line]
+def cgroups(runs: set[str]) -> list[str]:
+    """Control groups of these runs that are still there."""
+    tops = [line.split()[4] for line in _lines("/proc/self/mountinfo") if " - cgroup2 " in line]
+    return [path for top in tops for path, _, _ in os.walk(top) if path.rpartition("/nodewrap-")[2] in runs]
 
 
 def processes_with(mark: str) -> list[int]:

@@ -172,6 +172,10 @@ class Stage:
         path = job / "result.json"
         return path.exists() and json.loads(path.read_text()) == {"primes_below_5000000": PRIMES}
 
+    def runs(self) -> set[str]:
+        """Ids of all runs so far, by the records."""
+        return {record["nodewrap"]["run"]["id"] for record in self.site.records()} if self.launcher in self.session.sites else set()
+
     def stop(self) -> None:
         """End a pilot that still runs (Ctrl-C): it passes the signal on, and nodewrap cleans up behind its payload."""
         if self.process is not None:

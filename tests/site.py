@@ -10,6 +10,7 @@ Everything made is written down (``<top>/made``) before it is made, and ``<top>`
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import pwd
@@ -65,19 +66,36 @@ class Result:
         return f"<rc={self.rc} out={self.out[-2000:]!r} err={self.err[-2000:]!r} records={actions}>"
 
 
-def command(*argv, **options):
-    """Run an administrator's command; its output is in the error when it fails."""
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, **options)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(map(str, argv))}: exit {done.returncode}\n{done.stdout[-6000:]}{done.stderr[-6000:]}")
-    return done.stdout
+def command(*argv, patient=False, **options):
+    """Run an administrator's command; its output is in the error when it fails. Interrupted, it ends with its children; a patient one is awaited."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([str(word) for word in argv], stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options) as process:
+        try:
+            out, err = process.communicate()
+        except BaseException:
+            if not patient:
+                end_group(process.pid)
+            raise
+    if process.returncode != 0:
+        raise RuntimeError(f"{' '.join(map(str, argv))}: exit {process.returncode}\n{out[-6000:]}{err[-6000:]}")
+    return out
+
+
+def end_group(leader):
+    """End a process group of ours, and see it gone: what it was writing must not come back behind a removal. leader: our child."""
+    with contextlib.suppress(ProcessLookupError):  # none is left
+        while True:
+            os.killpg(leader, signal.SIGKILL)
+            with contextlib.suppress(ChildProcessError):  # the leader is reaped, the others are init's
+                os.waitpid(leader, os.WNOHANG)
+            time.sleep(0.01)
 
 
 def account_command(*argv):
     """useradd and its family take a lock and give up at once (exit 1 or 10) when somebody else holds it."""
     for _ in range(50):
         try:
-            return command(*argv)
+            return command(*argv, patient=True)  # killed halfway it would leave the account files locked
         except RuntimeError as error:
             if "lock" not in str(error):
                 raise
