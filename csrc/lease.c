@@ -68,6 +68,7 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e) {
 	struct nw_ranges own = { 1, { { m->first, m->first + m->count - 1 } } };
 	const struct nw_ranges *from = r->launcher->privileged ? &r->guard.map_uid : &own;
 	if (!r->launcher->privileged && m->count == 0) { /* one id: the caller's, seen as another inside */
+		r->degrade[r->degrades++] = "uid-range"; /* the first of them: there is room */
 		r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, m->inside_uid, m->inside_gid, 1, r->caller.uid, NULL, -1 };
 		return 0;
 	}

@@ -34,7 +34,7 @@ TIDY = ",".join(
         "-bugprone-reserved-identifier",
         "-cert-dcl37-c",
         "-cert-dcl51-cpp",
-        "-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling",
+        "-clang-analyzer-security.insecureAPI.DeprecatedOrUnsafeBufferHandling,-clang-analyzer-optin.performance.Padding",
         "-bugprone-narrowing-conversions",
         "-bugprone-assignment-in-if-condition",
         "-cert-err33-c",
