@@ -253,6 +253,7 @@ def policyd_rules() -> list[Rule]:
     rules = [rule for rule in load_rules() if rule.call not in ("clone", "fork", "vfork", "execve")]
     quiet = bits(0, sum(NAMESPACE_FLAGS), 0)
     rules.append(Rule("clone", sc.ALLOW, (quiet,), "a worker for each request"))
+    rules.append(Rule("socketpair", sc.ALLOW, (Test(0, sc.EQ, AF_UNIX),), "a worker's rehearsal"))
     rules += _allow("fork wait4 waitid pipe2 kill", "its workers")
     return rules
 

@@ -81,8 +81,8 @@ def _place(error: BaseException) -> str:
     return f"{type(error).__name__} at {where}"
 
 
-def serve(sock: "_socket.socket", load: "Any" = load_policy) -> None:
-    """One whole exchange on a connected socket."""
+def serve(sock: "_socket.socket", load: "Any" = load_policy, close: "Any" = lock) -> None:
+    """One whole exchange on a connected socket. load, close: otherwise in ``policyd``, which has the policy and rehearses."""
     hello = Hello(wire.receive(sock, wire.HELLO)[0])
     try:
         policy, program, credentials = load(hello)
@@ -92,7 +92,7 @@ def serve(sock: "_socket.socket", load: "Any" = load_policy) -> None:
         wire.send(sock, wire.DECISION, decide.refusal(model.Refusal(202, "NW-POLICY-LOAD", text + "; run 'nodewrap policy apply'")))
         return
     caller = decide.Caller(hello.uid, hello.gid, policy)
-    lock(program)
+    close(program)
     answer(sock, caller, policy, credentials)
 
 
