@@ -154,7 +154,7 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
 		if (setrlimit(limit[i].resource, &(struct rlimit){ limit[i].max, limit[i].max })) _exit(114);
 	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, NULL, 0, false))) _exit(115);
-	if (nwp_drop_caps() || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1) _exit(116);
+	if (nwp_keep_caps(0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1) _exit(116);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL)) _exit(117);
 	if (nw_lock(filter, len)) _exit(118);
 	execve(g->python, argv, env);
@@ -164,16 +164,13 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 static int spawn(struct talk *t, struct nw_err *e) {
 	struct nw_run *r = t->run;
 	uid_t owner = nwp_trusted_owner(r);
-	char policy[2 * NW_PATH];
-	const char *const must[] = { r->guard.python, r->guard.script, policy };
 	int pair[2], fd;
 	void *filter;
 	size_t len;
-	snprintf(policy, sizeof policy, "%s/policy.bin", r->guard.policy);
-	for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
-		if ((fd = nwp_open_trusted(must[i], owner, O_PATH, e)) < 0) return -1;
-		close(fd);
-	}
+	if ((fd = nwp_open_trusted(r->guard.python, owner, O_PATH, e)) < 0) return -1;
+	close(fd);
+	if ((fd = nwp_open_trusted(r->guard.script, owner, O_PATH, e)) < 0) return -1;
+	close(fd);
 	if (nwp_seccomp_file(r, "child-load.bpf", &filter, &len, e)) return -1;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (t->pid = fork()) < 0) {
 		free(filter);

@@ -34,8 +34,8 @@ int nwp_drop_bounding(void) {
 	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
-int nwp_drop_caps(void) {
-	return set_caps(0);
+int nwp_keep_caps(uint64_t caps) {
+	return set_caps(caps);
 }
 
 /* All three ids, then the proof: neither the old ids nor a changed file-system id may come back. */

@@ -85,7 +85,10 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
-	if (nwp_drop_bounding() || nwp_drop_caps()) _exit(124);
+	/* Without a namespace that dies with us the payload's parent-death signal is ours to send, across ids, and orphans ours to reap. */
+	bool alone = !(r->profile.namespaces & NW_NS_PID);
+	if (alone && prctl(PR_SET_CHILD_SUBREAPER, 1)) _exit(124);
+	if (nwp_drop_bounding() || nwp_keep_caps(alone && r->launcher->privileged ? 1ull << CAP_KILL : 0)) _exit(124);
 	reap(r, 3, p);
 }
 

@@ -50,16 +50,17 @@ static int read_profile(struct nw_run *r, struct nw_err *e) {
 	return bad;
 }
 
-/* Step 4, and what the decision says of descriptors: --status-fd must be one that the caller really gave us. */
+/* The decision names a descriptor: it must be one that the caller really gave us. */
+static int check_status_fd(struct nw_run *r, struct nw_err *e) {
+	int fd = r->decision.status_fd;
+	if (fd < 0 || (fd > 2 && fd < NW_STATUS_FDS && r->caller.open[fd / 64] & 1ull << fd % 64)) return 0;
+	r->decision.status_fd = -1;
+	return nw_fail(e, NW_USAGE, "NW-STATUS-FD", "--status-fd %d: not an open descriptor from 3 to %d", fd, NW_STATUS_FDS - 1);
+}
+
+/* Step 4. */
 static int check(struct nw_run *r, struct nw_err *e) {
-	struct nw_decision *d = &r->decision;
-	int fd = d->status_fd;
-	if (nw_decision_check(d, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e)) return -1;
-	if (fd > 2 && (fd >= NW_STATUS_FDS || !(r->caller.open[fd / 64] & 1ull << fd % 64))) {
-		d->status_fd = -1;
-		return nw_fail(e, NW_USAGE, "NW-STATUS-FD", "--status-fd %d: not an open descriptor below %d", fd, NW_STATUS_FDS);
-	}
-	return 0;
+	return nw_decision_check(&r->decision, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e);
 }
 
 /* A denial, a usage text, an error of the child's: what it says, on record. Returns the exit code, or -1 for a permit. */
@@ -128,7 +129,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
-	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e)) return refuse(r, &e);
+	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) return refuse(r, &e);
 	if ((code = answer(r, &e)) >= 0) return code;
 	if (start(r, &e)) {
 		finish(r, false);

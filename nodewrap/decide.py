@@ -155,7 +155,7 @@ def decide(req: Request, caller: Caller, policy: "dict[str, Any]", credentials: 
     try:
         return _decide(ask, req, caller, policy, credentials, Files(sock), record)
     except model.Refusal as no:
-        return refusal(no, record) if no.exit != 202 else _bypass(no, ask, req, caller, policy, record)
+        return refusal(no, record, ask.status_fd) if no.exit != 202 else _bypass(no, ask, req, caller, policy, record)
 
 
 def _bypass(
@@ -165,7 +165,7 @@ def _bypass(
     claimed = model.Subject("none", *ask.declared.get("subject", [""]), *ask.declared.get("vo", [""]))
     verdict = evaluate.on_internal_error(policy, _facts(ask, req, caller, claimed))
     if not verdict.permit:
-        return refusal(no, record)
+        return refusal(no, record, ask.status_fd)
     record += [("rule.name", verdict.rule), ("note", _cut(f"bypass of {no.code}: {no.text}"))]
     ask.mode = ask.profile = ""
     return [*_permit(ask, req, caller, policy, verdict, b"", record), (26, 1)]
@@ -359,8 +359,8 @@ def _record(record: "list[tuple[str, str]]", req: "Request | None" = None, ask: 
     return [(23, [(1, key), (2, value)]) for key, value in record if value]
 
 
-def refusal(no: model.Refusal, record: "list[tuple[str, str]] | None" = None) -> "list[tuple[int, object]]":
-    """A Refusal as a DECISION."""
+def refusal(no: model.Refusal, record: "list[tuple[str, str]] | None" = None, status_fd: int = -1) -> "list[tuple[int, object]]":
+    """A Refusal as a DECISION; status_fd is where the pilot wants to read of it, -1: nowhere."""
     fields: list[tuple[int, object]] = [(1, 1), (2, VERDICTS[no.exit]), (4, no.code), (5, no.text)]
     known = [fact for fact in record or [] if not fact[1].startswith("permit: ")]
-    return fields + [(26, 1)] * no.alarm + _record(known)
+    return fields + [(26, 1)] * no.alarm + [(21, status_fd)] * (status_fd >= 0) + _record(known)

@@ -40,7 +40,7 @@ LATER = {
 }
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 WALL_MAX = 366 * 86400
-FD_MAX = 1048575  # fs.nr_open's default, less one: no descriptor is higher
+FD_MAX = 255  # the launcher knows which of the first 256 descriptors the caller gave it (NW_STATUS_FDS in csrc/run.h)
 ENV_MAX, EXPOSE_MAX, FQAN_MAX = 256, 32, 64
 
 

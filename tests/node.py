@@ -20,8 +20,10 @@ KINDS = {"setuid": ("static", "pool", "map", "block", "log-only"), "userns": ("m
 MODES = {"static": "switch", "pool": "switch", "map": "map", "block": "map", "log-only": "log-only"}
 PROFILES = ("strict", "batch", "compat", "none")
 SUBJECT = "/DC=org/DC=example/CN=Ann Example"
-#: Above the ids of accounts and of subordinate ranges, below 2^31.
-MAP_FIRST, MAP_BLOCKS, BLOCK = 1800000000, 3, 65536
+MAP_BLOCKS, BLOCK = 3, 65536
+#: Above the ids of accounts and of subordinate ranges, below 2^31; another place for each test session, as several may run at a time.
+MAP_FIRST = 1600000000 + os.getpid() % 1000 * MAP_BLOCKS * BLOCK
+DELEGATED = 1800000000 + os.getpid() % 1000 * BLOCK
 
 POLICY = """
 [site]
@@ -215,6 +217,13 @@ class Node:
             "processes": self.payload_processes(), "launchers": self.launchers(),
             "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {self.site.prefix}" in line],
         }
+
+    def forget(self):
+        """Take away leases of runs whose launcher was killed: the work of the sweep, which the tests of the launchers do not try."""
+        for name in self.site.leases():
+            (self.site.state / "leases" / name).unlink()
+        for path in (self.site.state / "ids").glob("*"):
+            os.truncate(path, 0)
 
     def is_clean(self):
         return not any(self.leftovers().values())

@@ -14,6 +14,7 @@ def opened(session, launcher):
     yield node
     node.close()
     left = node.leftovers()
+    node.forget()
     site.reset()
     assert not any(left.values()), left
 

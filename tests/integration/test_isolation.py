@@ -1,4 +1,7 @@
-"""What a payload can reach of the pilot, of the node and of the kernel (I10, I14, I18, I20, I21): a pilot that has everything open, and a payload that tries."""
+"""What a payload can reach of the pilot, of the node and of the kernel (I10, I14, I18, I20, I21).
+
+A pilot that has everything open, and a payload that tries.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ directory = os.open(private, os.O_RDONLY)
 for number in range(directory + 1, 10000):
     os.dup2(directory, number)
 os.dup2(directory, 3)
-ids = [("shm", must(libc.shmget(key, 4096, 0o1666), "shmget")), ("sem", must(libc.semget(key, 1, 0o1666), "semget")), ("msg", must(libc.msgget(key, 0o1666), "msgget"))]
+ids = [must(libc.shmget(key, 4096, 0o1666), "shmget"), must(libc.semget(key, 1, 0o1666), "semget"), must(libc.msgget(key, 0o1666), "msgget")]
 queue = b"/" + mark.encode()
 must(rt.mq_open(queue, os.O_RDWR | os.O_CREAT, 0o666, None), "mq_open")
 abstract = socket.socket(socket.AF_UNIX); abstract.bind("\0" + mark); abstract.listen(5)
@@ -51,7 +54,7 @@ finally:
         os.unlink(path)
     os.rmdir(private)
     rt.mq_unlink(queue)
-    libc.shmctl(ids[0][1], 0, None), libc.semctl(ids[1][1], 0, 0), libc.msgctl(ids[2][1], 0, None)
+    libc.shmctl(ids[0], 0, None), libc.semctl(ids[1], 0, 0), libc.msgctl(ids[2], 0, None)
 sys.exit(done.returncode)
 """
 
@@ -83,6 +86,8 @@ def euid_of_setuid_program():
         words = [line.split() for line in open(f"/proc/{child.pid}/status") if line.startswith("Uid")][0]
         child.kill()
     return int(words[2])
+def shows_mark(path):
+    return not path.startswith("/proc/self") and f"/{os.getpid()}/" not in path and mark in read(path)
 def suid(path):
     open(path, "w").close()
     return call(os.chmod, path, 0o4755)
@@ -91,27 +96,55 @@ fds = [int(name) for name in os.listdir("/proc/self/fd")]
 listing = max(fds)
 frame = ctypes.create_string_buffer(8)
 print(json.dumps({
-    "fds": sorted(set(fds) - {listing}), "private": call(os.listdir, "/proc/self/fd/3"), "files": [path for path in facts["made"] if os.path.exists(path)],
+    "fds": sorted(set(fds) - {listing}),
+    "private": call(os.listdir, "/proc/self/fd/3"), "files": list(filter(os.path.exists, facts["made"])),
     "environ": {key: value for key, value in os.environ.items() if "PILOT" in key or facts["mark"] in value},
-    "processes": [path for path in glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline") if not path.startswith("/proc/self") and f"/{os.getpid()}/" not in path and mark in read(path)],
+    "processes": list(filter(shows_mark, glob.glob("/proc/[0-9]*/environ") + glob.glob("/proc/[0-9]*/cmdline"))),
     "signal": call(os.kill, facts["pid"], 0), "kill_all": call(os.kill, -1, 0), "memory": raw(libc.ptrace, 16, facts["pid"], None, None),
     "sysv": [raw(libc.shmget, facts["key"], 0, 0), raw(libc.semget, facts["key"], 0, 0), raw(libc.msgget, facts["key"], 0)],
     "mqueue": raw(rt.mq_open, b"/" + mark, os.O_RDONLY), "abstract": call(connect, socket.AF_UNIX, "\0" + facts["mark"]),
     "tcp": call(connect, socket.AF_INET, ("127.0.0.1", facts["port"])),
     "key": raw(libc.syscall, 250, 10, -3, b"user", mark, 0), "request_key": raw(libc.syscall, 249, b"user", mark, None, 0),
-    "vsock": call(socket.socket, 40, socket.SOCK_STREAM), "alg": call(socket.socket, 38, socket.SOCK_SEQPACKET), "packet": call(socket.socket, 17, socket.SOCK_RAW),
-    "raw_ip": call(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1), "nfnetlink": call(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 12),
+    "vsock": call(socket.socket, 40, socket.SOCK_STREAM), "alg": call(socket.socket, 38, socket.SOCK_SEQPACKET),
+    "packet": call(socket.socket, 17, socket.SOCK_RAW),
+    "raw_ip": call(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1),
+    "nfnetlink": call(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 12),
     "route": call(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW, 0), "io_uring": raw(libc.syscall, 425, 4, bytes(120)),
-    "bpf": raw(libc.syscall, 321, 0, bytes(64), 64), "userfaultfd": raw(libc.syscall, 323, 0), "perf": raw(libc.syscall, 298, bytes(128), 0, -1, -1, 0),
-    "devices": [path for path in ("/dev/mem", "/dev/kmsg", "/dev/vda", "/dev/sda", "/dev/loop-control", "/dev/kvm", "/dev/snapshot") if os.path.exists(path)],
-    "mknod": call(os.mknod, "/tmp/null", 0o20666, os.makedev(1, 3)), "setuid_program": euid_of_setuid_program(), "euid": os.geteuid(),
+    "bpf": raw(libc.syscall, 321, 0, bytes(64), 64), "userfaultfd": raw(libc.syscall, 323, 0),
+    "perf": raw(libc.syscall, 298, bytes(128), 0, -1, -1, 0),
+    "devices": [name for name in os.listdir("/dev") if name in ("mem", "kmsg", "vda", "sda", "loop-control", "kvm", "snapshot", "port")],
+    "mknod": call(os.mknod, "/tmp/null", 0o20666, os.makedev(1, 3)),
+    "setuid_program": euid_of_setuid_program(), "euid": os.geteuid(),
     "suid": suid("/tmp/s"), "sgid_dir": call(os.mkdir, "/tmp/d") and call(os.chmod, "/tmp/d", 0o2755),
     "pid": os.getpid(), "sid": os.getsid(0) == os.getpid(), "pids": pids,
     "over_proc": [line.split()[4] for line in open("/proc/self/mountinfo") if line.split()[4].startswith("/proc/")],
     "userns": subprocess.run(["unshare", "-Urpf", "--mount-proc", "sh", "-c", "test $$ = 1 && ls /proc >/dev/null"], capture_output=True).returncode,
-    "hostname": raw(libc.sethostname, b"evil", 4), "mount": raw(libc.mount, b"none", b"/tmp", b"tmpfs", 0, None), "remount": raw(libc.mount, None, b"/usr", None, 0x1020, None),
-    "tty": call(open, "/dev/tty"), "umask": os.umask(0o77), "shm_writable": call(open, "/dev/shm/x", "w"), "cgroup": read("/proc/self/cgroup").decode(),
+    "hostname": raw(libc.sethostname, b"evil", 4),
+    "mount": raw(libc.mount, b"none", b"/tmp", b"tmpfs", 0, None), "remount": raw(libc.mount, None, b"/usr", None, 0x1020, None),
+    "tty": call(open, "/dev/tty"), "shm_writable": call(open, "/dev/shm/x", "w"),
 }))
+"""
+#: keyctl(2): 1 is KEYCTL_JOIN_SESSION_KEYRING, 10 KEYCTL_SEARCH; -3 is the session keyring.
+HOLD_KEY = """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.syscall(250, 1, None)
+assert libc.syscall(248, b"user", b"nwkey", b"secret", 6, -3) >= 0
+"""
+FIND_KEY = """
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+print(libc.syscall(250, 10, -3, b"user", b"nwkey", 0), errno.errorcode[ctypes.get_errno()])
+"""
+TYPE_INTO = """
+import errno, fcntl, json, os, sys, termios
+def type_into(fd):
+    try:
+        fcntl.ioctl(fd, termios.TIOCSTI, b"x")
+    except OSError as wrong:
+        return errno.errorcode[wrong.errno]
+    return "ok"
+print(json.dumps([[os.isatty(fd) for fd in (0, 1, 2)], [type_into(fd) for fd in (0, 1, 2)], sys.stdin.readline()]))
 """
 FLOORED = ("strict", "batch", "compat")
 
@@ -253,10 +286,8 @@ def test_proc_is_fresh_and_nothing_is_mounted_over_it(seen):
 @pytest.mark.parametrize("kind", ["static", "map", "log-only"])
 def test_session_keyring_is_fresh_even_without_isolation(setuid_node, kind):
     """Profile none has no filter, so the payload may look: the pilot's key is not in its session."""
-    code = "import ctypes, os; libc = ctypes.CDLL(None, use_errno=True)\nlibc.syscall(250, 1, None)\nassert libc.syscall(248, b'user', b'nwkey', b's', 1, -3) >= 0\n"
-    look = "import ctypes, errno; libc = ctypes.CDLL(None, use_errno=True); print(libc.syscall(250, 10, -3, b'user', b'nwkey', 0), errno.errorcode[ctypes.get_errno()])"
-    argv = [os.fspath(word) for word in setuid_node.argv(kind, ["/usr/bin/python3", "-I", "-c", look], "none")]
-    pilot = code + f"os.execv({argv[0]!r}, {argv!r})"
+    argv = [os.fspath(word) for word in setuid_node.argv(kind, ["/usr/bin/python3", "-I", "-c", FIND_KEY], "none")]
+    pilot = f"{HOLD_KEY}os.execv({argv[0]!r}, {argv!r})"
     ran = setuid_node.site.run(["/usr/bin/python3", "-I", "-c", pilot])
     assert ran.text.split() == ["-1", "ENOKEY"], ran
 
@@ -273,14 +304,9 @@ def test_record_says_that_log_only_without_isolation_exposes_the_pilot(setuid_no
 
 @pytest.mark.parametrize("profile", FLOORED)
 def test_pilots_terminal_is_neither_handed_over_nor_typed_into(node, profile):
-    code = (
-        "import errno, fcntl, json, os, sys, termios\n"
-        "def sti(fd):\n    try:\n        fcntl.ioctl(fd, termios.TIOCSTI, b'x')\n    except OSError as e:\n        return errno.errorcode[e.errno]\n    return 'ok'\n"
-        "print(json.dumps([[os.isatty(fd) for fd in (0, 1, 2)], [sti(fd) for fd in (0, 1, 2)], sys.stdin.readline()]))\n"
-    )
     master, slave = pty.openpty()
     os.fchown(slave, node.pilot.uid, node.pilot.gid)
-    argv = node.argv("log-only", ["/usr/bin/python3", "-I", "-c", code], profile)
+    argv = node.argv("log-only", ["/usr/bin/python3", "-I", "-c", TYPE_INTO], profile)
     os.write(master, b"typed\n")
     process = node.site.start(argv, stdin=slave, stdout=subprocess.PIPE, stderr=slave)
     out, _ = process.communicate(timeout=20)
