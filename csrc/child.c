@@ -164,13 +164,16 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 static int spawn(struct talk *t, struct nw_err *e) {
 	struct nw_run *r = t->run;
 	uid_t owner = nwp_trusted_owner(r);
+	char policy[2 * NW_PATH];
+	const char *const must[] = { r->guard.python, r->guard.script, policy };
 	int pair[2], fd;
 	void *filter;
 	size_t len;
-	if ((fd = nwp_open_trusted(r->guard.python, owner, O_PATH, e)) < 0) return -1;
-	close(fd);
-	if ((fd = nwp_open_trusted(r->guard.script, owner, O_PATH, e)) < 0) return -1;
-	close(fd);
+	snprintf(policy, sizeof policy, "%s/policy.bin", r->guard.policy);
+	for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
+		if ((fd = nwp_open_trusted(must[i], owner, O_PATH, e)) < 0) return -1;
+		close(fd);
+	}
 	if (nwp_seccomp_file(r, "child-load.bpf", &filter, &len, e)) return -1;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (t->pid = fork()) < 0) {
 		free(filter);
