@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from tests import pki, site
 
-#: Ids for mode map: far above accounts, containers' ranges and what the tests lease.
-MAP_UIDS = range(1900000000, 1900000100)
-
 TOML = """
 [site]
 name = "DEMO"
@@ -52,13 +49,20 @@ limits = {{ wall = "1h" }}
 """
 
 
+def map_uids(tag: str) -> range:
+    """Ids for mode map: far above accounts and containers' ranges. Each demonstration has its own: of two sites that lease the same
+    id on one node, each would end the other's payloads."""
+    first = 1_900_000_000 + 100 * int(tag, 16)
+    return range(first, first + 100)
+
+
 def toml(pilot: site.Account, pool: list[site.Account]) -> str:
     accounts = ", ".join(f'"{account.name}"' for account in pool)
     rules = (POOL if pool else NO_POOL).format(accounts=accounts, vo=pki.VO).strip()
     return TOML.format(switch='switch = "allow", ' if pool else "", pilot=pilot.name, vo=pki.VO, base=pki.BASE, rules=rules).lstrip()
 
 
-def guard(grid: pki.Pki, pilot: site.Account, pool: list[site.Account]) -> dict[str, object]:
+def guard(grid: pki.Pki, pilot: site.Account, pool: list[site.Account], leased: range) -> dict[str, object]:
     """Changes to the guard as installed: who may call, whom a payload may become, which anchors are trusted."""
     changes: dict[str, object] = {"caller_uid": f"{pilot.uid}-{pilot.uid}", "ca_dir": str(grid.ca_dir), "voms_dir": str(grid.voms_dir)}
     changes["allow"] = ["map strict batch compat", "log-only strict"]
@@ -66,4 +70,4 @@ def guard(grid: pki.Pki, pilot: site.Account, pool: list[site.Account]) -> dict[
         return changes
     ids = f"{min(account.uid for account in pool)}-{max(account.uid for account in pool)}"
     allow = ["switch strict compat", *changes["allow"]]
-    return {**changes, "switch_uid": ids, "switch_gid": ids, "map_uid": f"{MAP_UIDS[0]}-{MAP_UIDS[-1]}", "allow": allow}
+    return {**changes, "switch_uid": ids, "switch_gid": ids, "map_uid": f"{leased[0]}-{leased[-1]}", "allow": allow}

@@ -57,6 +57,7 @@ class Stage:
         self.mark = f"nwdemo-{self.session.tag}-{secrets.token_hex(8)}"
         self.pilot = self.session.accounts["pilot"]
         self.pool = [self.session.accounts[role] for role in ("pool01", "pool02")] if site.ROOT else []
+        self.leased = policy.map_uids(self.session.tag)
         self.process: subprocess.Popen[bytes] | None = None
 
     # ---- printing: the long name of the place is DEMO ----
@@ -75,7 +76,7 @@ class Stage:
     def build_site(self) -> None:
         self.site = self.session.site(self.launcher)
         self.grid = pki.Pki(self.session.top / "grid")
-        self.site.guard(**policy.guard(self.grid, self.pilot, self.pool))
+        self.site.guard(**policy.guard(self.grid, self.pilot, self.pool, self.leased))
 
     def proxy(self, name: str, fqan: str) -> Path:
         """A proxy file in the pilot's hands, as a pilot fetches it; readable by the pilot alone."""
@@ -165,7 +166,7 @@ class Stage:
         """The payload's uid outside, as seen in /proc, is what its mode promises. Unprivileged map: from the caller's delegated range, or its own."""
         if mode == "log-only" or (mode == "map" and not site.ROOT):
             return len(uids) == 1 and (mode == "map" or uids == {self.pilot.uid})
-        allowed = {account.uid for account in self.pool} if mode == "switch" else policy.MAP_UIDS
+        allowed = {account.uid for account in self.pool} if mode == "switch" else self.leased
         return len(uids) == 1 and uids <= set(allowed)
 
     def computed(self, job: Path) -> bool:

@@ -202,7 +202,7 @@ def remove(top):
     for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
         if line.split()[4].startswith(f"{top}/"):
             command("umount", "-l", line.split()[4])
-    shutil.rmtree(top)
+    command("rm", "-rf", "--", top)  # shutil.rmtree recurses, and payloads make trees that are deeper than Python can
 
 
 def remove_user(name):
