@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 
 from tests.conftest import installation
 from tests.node import Node
+from tests.site import ROOT
 
 
 def opened(session, launcher):
@@ -33,3 +38,14 @@ def setuid_node(session):
 @pytest.fixture
 def userns_node(session):
     yield from opened(session, "userns")
+
+
+@pytest.fixture(scope="session")
+def home(session):
+    """A directory of the pilot's where pilots have theirs: the session's own are in /opt, which profiles show. Open to who knows a name in it."""
+    path = (Path("/home") if ROOT else Path.home()) / f"nwt{session.tag}-home"
+    path.mkdir()
+    path.chmod(0o711)
+    os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
+    yield path
+    shutil.rmtree(path)

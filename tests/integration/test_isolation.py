@@ -8,14 +8,11 @@ from __future__ import annotations
 import json
 import os
 import pty
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
 from tests.node import KINDS
-from tests.site import ROOT
 
 #: Runs as the pilot: leaves a mark in every place that the payload must not reach, opens 10,000 descriptors, and starts the payload.
 PILOT = r"""
@@ -147,20 +144,6 @@ def type_into(fd):
 print(json.dumps([[os.isatty(fd) for fd in (0, 1, 2)], [type_into(fd) for fd in (0, 1, 2)], sys.stdin.readline()]))
 """
 FLOORED = ("strict", "batch", "compat")
-
-
-@pytest.fixture(scope="module")
-def home(session):
-    """A home of the pilot's in /home: the session's own are in /opt, which the profiles show."""
-    if not ROOT:
-        path = Path.home() / f"nwt{session.tag}"
-        path.mkdir(mode=0o700)
-    else:
-        path = Path("/home") / f"nwt{session.tag}"
-        path.mkdir(mode=0o700)
-        os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
-    yield path
-    shutil.rmtree(path)
 
 
 @pytest.fixture(scope="module")
