@@ -3,6 +3,8 @@
  * walk through names that the payload could have planted. */
 #include "run.h"
 
+#define HOME_SIZE (8ull << 30) /* as /tmp of the profile that has a home */
+
 static int fail(struct nw_err *e, const char *what, const char *path) {
 	return nw_fail(e, NW_INTERNAL, "NW-MOUNT", "%s %s: %s; see the profile in the policy, \"nodewrap doctor\"", what, path, strerror(errno));
 }
@@ -77,14 +79,16 @@ static int copy_host(const char *path, unsigned flags, bool slave, bool device, 
 	return mnt;
 }
 
-static int do_tmpfs(int root, const struct nw_op *op, struct nw_err *e) {
-	char mode[16], size[32];
-	const char *options[] = { "mode", mode, "size", size, NULL };
+static int do_tmpfs(int root, const char *path, unsigned mode, uint64_t size, const struct nw_account *owner, struct nw_err *e) {
+	char m[16], s[32], uid[16], gid[16];
+	const char *options[] = { "mode", m, "size", s, owner ? "uid" : NULL, uid, "gid", gid, NULL };
 	int mnt;
-	snprintf(mode, sizeof mode, "%o", op->mode);
-	snprintf(size, sizeof size, "%llu", (unsigned long long)op->size);
+	snprintf(m, sizeof m, "%o", mode);
+	snprintf(s, sizeof s, "%llu", (unsigned long long)size);
+	snprintf(uid, sizeof uid, "%u", owner ? owner->uid : 0);
+	snprintf(gid, sizeof gid, "%u", owner ? owner->gid : 0);
 	mnt = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-	return mnt < 0 ? fail(e, "no tmpfs for", op->path) : attach(root, mnt, op->path, true, e);
+	return mnt < 0 ? fail(e, "no tmpfs for", path) : attach(root, mnt, path, true, e);
 }
 
 /* What every minimal /dev has beside its nodes: the links into /proc/self/fd, and terminals of its own. */
@@ -131,7 +135,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	bool dir;
 	int mnt, at;
 	switch (op->kind) {
-	case NW_TMPFS: return do_tmpfs(root, op, e);
+	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, op->size, NULL, e);
 	case NW_DEV: return do_dev(root, op, e);
 	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);
 	case NW_MQUEUE: return do_kernel_fs(root, "mqueue", "/dev/mqueue", e);
@@ -146,6 +150,8 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	}
 	case NW_HOME:
 		home = r->id.account ? r->id.account->home : NULL;
+		/* Of a leased account the next tenant is somebody else: it must not find (or run: .bashrc) what this one leaves. */
+		if (home && home[1] && r->id.lock >= 0) return do_tmpfs(root, home, 0700, HOME_SIZE, r->id.account, e);
 		mnt = home && home[1] ? copy_host(home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e) : -2;
 		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, home, dir, e);
 	default:
