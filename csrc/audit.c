@@ -3,6 +3,7 @@
 #include "json.h"
 
 #define LINE 4096 /* one record at most; longer argument lists are cut */
+#define LOCK_MS 30000
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
 static void timestamp(char *to, size_t size, uint64_t us) {
@@ -232,20 +233,32 @@ static int open_log(struct nw_run *r, int *count, struct nw_err *e) {
 	}
 	int err = errno;
 	close(at);
-	if (log >= 0 && *count >= 0 && flock(*count, LOCK_EX) == 0) return log;
+	if (log >= 0 && *count >= 0) return log;
 	nwp_close(&log);
 	nwp_close(count);
 	return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; see audit in the guard", path, strerror(err));
 }
 
-static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
+/* Everybody's records wait for this lock: who is stopped or frozen with it must not hang the whole node. */
+static int lock(int count) {
+	uint64_t deadline = nwp_now_ms() + LOCK_MS;
+	while (flock(count, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK && errno != EINTR) return -1;
+		if (nwp_now_ms() > deadline) return errno = ETIMEDOUT, -1;
+		usleep(500);
+	}
+	return 0;
+}
+
+/* 0, or an errno. */
+static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, int log, int count) {
 	char line[LINE];
 	uint64_t last = 0;
 	off_t size;
 	bool torn;
 	size_t n = 0;
-	int count, log = open_log(r, &count, e), bad = -1;
-	if (log < 0) return -1;
+	int bad = -1;
+	if (lock(count)) return errno;
 	if (last_sequence(log, &last, &size, &torn)) goto out;
 	if (counter(count, 0) > last) last = counter(count, 0);
 	if (torn && seal(r, log, &last, &size)) goto out;
@@ -257,15 +270,29 @@ static int record(struct nw_run *r, const char *action, const struct nw_err *why
 	}
 	bad = append(log, line, n, size) || !counter(count, last + 1) || (sync && fdatasync(log));
 out:
-	if (bad) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(errno));
-	close(log);
-	close(count);
+	bad = bad ? errno : 0;
+	flock(count, LOCK_UN);
 	if (n && r->guard.syslog) to_syslog(line, n - 1, why ? 4 : 6);
-	return bad ? -1 : 0;
+	return bad;
+}
+
+/* In a process that is wholly root's: our own real id is the caller's, whose SIGSTOP would keep the lock from every other run. */
+static int record_apart(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, int log, int count) {
+	pid_t p = r->launcher->privileged ? fork() : -1;
+	int status = 0;
+	if (p < 0) return record(r, action, why, sync, log, count);
+	if (p == 0) _exit(setresuid(0, 0, 0) ? errno : record(r, action, why, sync, log, count));
+	while (waitpid(p, &status, 0) < 0 && errno == EINTR)
+		;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
 }
 
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
-	if (record(r, action, why, sync, e) == 0) return 0;
+	int count, log = open_log(r, &count, e), bad = log < 0 ? -1 : record_apart(r, action, why, sync, log, count);
+	nwp_close(&log);
+	nwp_close(&count);
+	if (bad == 0) return 0;
+	if (bad > 0) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(bad));
 	r->unrecorded = true;
 	return r->guard.audit_on_failure == NW_AUDIT_DENY ? -1 : 0;
 }

@@ -5,8 +5,9 @@
 struct level {
 	dev_t dev;
 	ino_t ino;
-	off_t next;
-}; /* where to go on in a directory that was left for one below */
+	off_t next;  /* where to go on in a directory that was left for one below */
+	bool below;  /* second pass: directories, after everything else has been dealt with */
+};
 
 struct entry {
 	uint64_t ino;
@@ -39,7 +40,7 @@ static bool stays_inside(const struct walk *w, const char *to) {
 	} else {
 		for (; strncmp(to, "..", 2) == 0 && (to[2] == '/' || !to[2]); to += to[2] ? 3 : 2) up++;
 	}
-	if (up > w->depth) return false;
+	if (up >= w->depth) return false; /* links of the top directory itself are at depth 1 */
 	for (const char *p = to; (p = strstr(p, "..")); p += 2)
 		if ((p == to || p[-1] == '/') && (p[2] == '/' || !p[2])) return false;
 	return true;
@@ -50,32 +51,44 @@ static void drop(struct walk *w, int dir, const char *name, uint64_t *count) {
 	else ++*count;
 }
 
-static void give(struct walk *w, int dir, const char *name, const struct stat *st) {
-	const struct nw_walk *x = w->want;
-	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
-	if (fchownat(dir, name, x->to_uid, x->to_gid, AT_SYMLINK_NOFOLLOW | (*name ? 0 : AT_EMPTY_PATH))) left(w, *name ? name : ".");
+/* The thing itself, by descriptor: what is examined is what is changed, whoever renames meanwhile (the pilot's own processes may). A mount
+ * point is not ours to enter. */
+static int pin(int dir, const char *name, struct stat *st) {
+	int fd = nwp_openat2(dir, name, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV);
+	if (fd >= 0 && fstat(fd, st)) nwp_close(&fd);
+	return fd;
 }
 
-static void file(struct walk *w, int dir, const char *name, struct stat *st) {
+static void give(struct walk *w, int fd, const char *name, const struct stat *st) {
+	const struct nw_walk *x = w->want;
+	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
+	if (fchownat(fd, "", x->to_uid, x->to_gid, AT_EMPTY_PATH)) left(w, name);
+}
+
+/* fchmod(2) refuses O_PATH; the kernel's own link to it does not (fchmodat2(2) came with Linux 6.6). */
+static int set_mode(int fd, mode_t mode) {
+	char path[32];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	return chmod(path, mode);
+}
+
+static void file(struct walk *w, int dir, int fd, const char *name, const struct stat *st) {
+	const struct nw_walk *x = w->want;
 	struct nw_tally *t = w->tally;
 	char to[4096];
-	ssize_t n;
-	if (w->want->neutralise) {
-		if (S_ISLNK(st->st_mode)) {
-			n = readlinkat(dir, name, to, sizeof to - 1);
-			to[n > 0 ? n : 0] = 0;
-			if (n < 0 || !stays_inside(w, to)) return drop(w, dir, name, &t->symlinks);
-		} else if (!S_ISREG(st->st_mode)) {
-			return drop(w, dir, name, &t->special);
-		} else if (st->st_mode & (S_ISUID | S_ISGID)) {
-			if (fchmodat(dir, name, st->st_mode & 0777, 0)) left(w, name);
-			else t->suid++;
-		}
-		if (S_ISREG(st->st_mode) && st->st_nlink > 1 && w->want->chown && (st->st_uid < w->want->first || st->st_uid > w->want->last) &&
-			st->st_uid != w->want->to_uid)
-			return drop(w, dir, name, &t->foreign);
+	if (x->neutralise && S_ISLNK(st->st_mode)) {
+		ssize_t n = readlinkat(fd, "", to, sizeof to - 1);
+		to[n > 0 ? n : 0] = 0;
+		if (n < 0 || !stays_inside(w, to)) return drop(w, dir, name, &t->symlinks);
+	} else if (x->neutralise && !S_ISREG(st->st_mode)) {
+		return drop(w, dir, name, &t->special);
+	} else if (x->neutralise && st->st_nlink > 1 && x->chown && (st->st_uid < x->first || st->st_uid > x->last) && st->st_uid != x->to_uid) {
+		return drop(w, dir, name, &t->foreign);
+	} else if (x->neutralise && st->st_mode & (S_ISUID | S_ISGID)) {
+		if (set_mode(fd, st->st_mode & 0777)) left(w, name);
+		else t->suid++;
 	}
-	give(w, dir, name, st);
+	give(w, fd, name, st);
 }
 
 static int push(struct walk *w, const struct stat *st) {
@@ -85,20 +98,15 @@ static int push(struct walk *w, const struct stat *st) {
 		w->stack = more;
 		w->room += 1024;
 	}
-	w->stack[w->depth++] = (struct level){ st->st_dev, st->st_ino, 0 };
+	w->stack[w->depth++] = (struct level){ st->st_dev, st->st_ino, 0, false };
 	return 0;
 }
 
 /* Into a directory below; one that the owner closed is opened up first. -1: it stays as it is, and is reported. */
-static int enter(struct walk *w, int dir, const char *name, struct stat *st) {
-	const uint64_t how = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV;
-	int fd;
-	if ((st->st_mode & 0700) != 0700 && fchmodat(dir, name, (st->st_mode & 0777) | 0700, 0)) {
-		left(w, name);
-		return -1;
-	}
-	fd = nwp_openat2(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, how);
-	if (fd < 0 || fstat(fd, st) || push(w, st)) {
+static int enter(struct walk *w, int pinned, const char *name, const struct stat *st) {
+	bool closed = (st->st_mode & 0700) != 0700 && set_mode(pinned, (st->st_mode & 0777) | 0700);
+	int fd = closed ? -1 : openat(pinned, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || push(w, st)) {
 		left(w, name);
 		nwp_close(&fd);
 	}
@@ -110,7 +118,7 @@ static int leave(struct walk *w, int dir) {
 	int up = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	struct level *l;
 	struct stat st;
-	if (fstat(dir, &st) == 0) give(w, dir, "", &st);
+	if (fstat(dir, &st) == 0) give(w, dir, ".", &st);
 	close(dir);
 	w->depth--;
 	l = &w->stack[w->depth - 1];
@@ -121,44 +129,57 @@ static int leave(struct walk *w, int dir) {
 	return up;
 }
 
-/* The rest of one directory. Descriptor of the directory to go on in, or -1 at the end of the walk. */
+/* One entry in the pass that is on. Descriptor of the directory to go on in, or -1. */
+static int visit(struct walk *w, int dir, const struct entry *x) {
+	bool below = w->stack[w->depth - 1].below;
+	struct stat st;
+	int fd, down = -1;
+	if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0 || (x->type != DT_UNKNOWN && (x->type == DT_DIR) != below)) return -1;
+	if ((fd = pin(dir, x->name, &st)) < 0) {
+		left(w, x->name);
+		return -1;
+	}
+	if (!S_ISDIR(st.st_mode) == !below) {
+		w->tally->entries++;
+		if (below) down = enter(w, fd, x->name, &st);
+		else file(w, dir, fd, x->name, &st);
+	}
+	close(fd);
+	return down;
+}
+
+/* The rest of one directory: first all but directories, then those. In the second pass nothing is removed any more: an offset would
+ * not survive that on file systems that count entries (overlayfs, tmpfs before Linux 6.6), and what it skips would go back as it is.
+ * Descriptor of the directory to go on in, or -1 at the end of the walk. */
 static int rest_of(struct walk *w, int dir) {
 	static _Alignas(8) char buffer[32768];
+	struct level *l = &w->stack[w->depth - 1];
+	struct stat st;
 	long n;
-	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0)
+	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && !l->below && lseek(dir, 0, SEEK_SET) == 0)) {
+		l->below |= n == 0;
 		for (long at = 0; at < n;) {
 			struct entry *x = (struct entry *)(void *)(buffer + at);
-			struct stat st;
-			int below;
 			at += x->len;
-			w->stack[w->depth - 1].next = x->next;
-			if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0) continue;
-			w->tally->entries++;
-			if (fstatat(dir, x->name, &st, AT_SYMLINK_NOFOLLOW)) {
-				left(w, x->name);
-			} else if (!S_ISDIR(st.st_mode)) {
-				file(w, dir, x->name, &st);
-			} else if ((below = enter(w, dir, x->name, &st)) >= 0) {
+			l->next = x->next;
+			int down = visit(w, dir, x);
+			if (down >= 0) {
 				close(dir);
-				return below;
+				return down;
 			}
 		}
+	}
 	if (n < 0) left(w, ".");
 	if (w->depth > 1) return leave(w, dir);
-	struct stat st;
-	if (fstat(dir, &st) == 0) give(w, dir, "", &st);
+	if (fstat(dir, &st) == 0) give(w, dir, ".", &st);
 	close(dir);
 	return -1;
 }
 
 void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 	struct walk w = { want, t, NULL, 0, 0 };
-	int dir = openat(root, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	struct stat st;
-	if (dir < 0 || fstat(dir, &st) || push(&w, &st)) {
-		left(&w, ".");
-		nwp_close(&dir);
-	}
+	int dir = fstat(root, &st) ? -1 : enter(&w, root, ".", &st); /* the payload may have closed the top as well */
 	while (dir >= 0) dir = rest_of(&w, dir);
 	free(w.stack);
 }
