@@ -25,7 +25,7 @@ static void put_id(struct nw_json *j, const char *path, uint32_t id) {
 static void put_facts(struct nw_json *j, const struct nw_decision *d, const char *object) {
 	size_t n = strlen(object);
 	for (int i = 0; i < d->facts; i++) {
-		const char *list[64];
+		const char *list[NW_FACTS];
 		int items = 0;
 		bool many, before = false;
 		const char *path = nw_fact_path(d->fact[i].key, &many);
@@ -35,7 +35,7 @@ static void put_facts(struct nw_json *j, const struct nw_decision *d, const char
 			nw_json_string(j, path, d->fact[i].value);
 			continue;
 		}
-		for (int k = i; k < d->facts && items < 64; k++)
+		for (int k = i; k < d->facts; k++)
 			if (strcmp(d->fact[k].key, d->fact[i].key) == 0) list[items++] = d->fact[k].value;
 		nw_json_strings(j, path, list, items);
 	}
@@ -213,6 +213,8 @@ static void to_syslog(const char *line, size_t n, int severity) {
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char m[LINE + 64];
 	int h = snprintf(m, sizeof m, "<%d>nodewrap[%d]: %.*s", 10 << 3 | severity, (int)getpid(), (int)n, line);
+	for (char *p = m; *p; p++)
+		if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?'; /* one line: records have no controls, glexec's line may */
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
 		send(fd, m, (size_t)h < sizeof m ? (size_t)h : sizeof m - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */

@@ -98,7 +98,8 @@ static int take_ids(struct nw_run *r, struct nw_err *e) {
 			"container; see \"nodewrap doctor\"",
 			r->launcher->name);
 	if (c->uid == 0) return nw_fail(e, NW_DENIED, "NW-CALLER", "root is not a pilot account; call nodewrap as one");
-	if (setresgid((gid_t)-1, 0, (gid_t)-1)) /* what we create is root's; the real ids stay the pilot's, which may signal us */
+	/* What we create is root's; the real ids stay the pilot's, which may signal us. Securebits could keep our rights with the caller's fsuid. */
+	if (setresgid((gid_t)-1, 0, (gid_t)-1) || prctl(PR_SET_SECUREBITS, 0))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "setresgid: %s", strerror(errno));
 	return 0;
 }

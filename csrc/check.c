@@ -8,7 +8,10 @@ static int no(struct nw_err *e, const char *what) {
 	return nw_fail(e, NW_INTERNAL, "NW-GUARD", "the decision leaves the guard: %s; compare the guard file with \"nodewrap policy show\"", what);
 }
 
+/* Absolute, and ".." nowhere: a mount's place is made part by part. */
 static bool is_path(const char *s) {
+	for (const char *p = s; p && (p = strstr(p, "/..")); p++)
+		if (!p[3] || p[3] == '/') return false;
 	return !s || s[0] == '/';
 }
 
@@ -46,7 +49,7 @@ static int check_identity(const struct nw_decision *d, const struct nw_guard *g,
 int nw_decision_check(
 	const struct nw_decision *d, const struct nw_guard *g, bool privileged, uint32_t caller, uint64_t args, uint64_t envs, struct nw_err *e) {
 	if (d->verdict != NW_PERMIT) return 0;
-	if (d->mode < 0 || !d->profile || !nw_in_names(&g->allow[d->mode], d->profile))
+	if (!nw_in_names(&g->allow[d->mode], d->profile)) /* a permit has both (nw_decision_decode) */
 		return no(e, "this mode with this profile is not on an \"allow\" line");
 	if (check_identity(d, g, privileged, caller, e)) return -1;
 	if (d->argv_from > args || (d->argv_from == args && d->files == 0)) return no(e, "no command");

@@ -20,11 +20,11 @@ static void kill_cgroup(struct nw_run *r) {
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
  * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
  * fork succeeds only when we are the last (setrlimit(2)). 0, or -1 when some could not be ended in time. */
-int nwp_sweep_uid(uid_t uid, gid_t gid) {
-	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 	struct rlimit two = { 2, 2 };
 	int status = 0;
 	pid_t p = fork(), q;
+	struct pollfd ended = { p > 0 ? nwp_pidfd_open(p) : -1, POLLIN, 0 };
 	if (p == 0) {
 		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two)) _exit(1);
 		while (kill(-1, SIGKILL), (q = fork()) < 0) {
@@ -34,9 +34,18 @@ int nwp_sweep_uid(uid_t uid, gid_t gid) {
 		if (q > 0) waitpid(q, NULL, 0);
 		_exit(0);
 	}
+	if (p > 0 && poll(&ended, 1, 1000) == 0) kill(p, SIGKILL); /* one of them stopped it: it has that right */
+	nwp_close(&ended.fd);
 	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
 		;
-	return p < 0 || status ? -1 : 0;
+	return p > 0 && status == 0 ? 0 : -1;
+}
+
+int nwp_sweep_uid(uid_t uid, gid_t gid) {
+	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+	int bad;
+	while ((bad = sweep(uid, gid, deadline)) && nwp_now_ms() < deadline) usleep(500);
+	return bad;
 }
 
 /* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */
@@ -86,9 +95,9 @@ static void remove_files(struct nw_run *r) {
 	const struct nw_decision *d = &r->decision;
 	pid_t p = d->files && !(r->profile.namespaces & NW_NS_MOUNT) ? fork() : -1;
 	if (p == 0) {
-		uid_t uid = r->userns >= 0 ? r->id.inside_uid : r->id.uid;
-		if (r->userns >= 0 && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-		if (setresuid(uid, uid, uid)) _exit(1);
+		bool inside = r->userns >= 0;
+		if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
+		if (nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, NULL, 0, !r->launcher->privileged)) _exit(1);
 		for (int i = 0; i < d->files; i++)
 			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(1);
 		_exit(0);

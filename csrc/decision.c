@@ -136,6 +136,7 @@ static int decode(char **arena, const unsigned char *body, size_t len, const str
 		int *count = (int *)(void *)(base + x->count);
 		if (x->room && *count == x->room) return (int)f.tag;
 		char *to = base + x->at + (x->room ? (size_t)(*count)++ * x->size : 0);
+		if (x->room) memset(to, 0, x->size);
 		if (take(arena, &f, x, to)) return (int)f.tag;
 		seen |= 1u << x->tag;
 	}
@@ -144,14 +145,20 @@ static int decode(char **arena, const unsigned char *body, size_t len, const str
 	return n;
 }
 
-int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e) {
-	bool many;
-	memset(d, 0, sizeof *d);
+static void empty(struct nw_decision *d) {
+	memset(d, 0, offsetof(struct nw_decision, account)); /* pages never touched need not be copied by a fork */
 	d->mode = d->status_fd = -1;
 	d->umask = 077;
+}
+
+int nw_decision_decode(const unsigned char *body, size_t len, char *arena, struct nw_decision *d, struct nw_err *e) {
+	bool many;
+	empty(d);
 	int bad = decode(&arena, body, len, DECISION, (char *)d);
 	for (int i = 0; !bad && i < d->facts; i++)
 		if (!nw_fact_path(d->fact[i].key, &many)) bad = 23;
+	if (!bad && d->verdict == NW_PERMIT && (d->mode < 0 || !d->profile)) bad = -1;
+	if (bad) empty(d); /* the error's record is made from *d too */
 	if (bad < 0) return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is cut short; see syslog, \"nodewrap doctor\"");
 	if (bad) return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child's decision is malformed at field %d; see syslog, \"nodewrap doctor\"", bad);
 	return 0;

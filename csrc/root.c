@@ -132,6 +132,7 @@ static int do_kernel_fs(int root, const char *type, const char *path, struct nw_
 
 static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e) {
 	const char *home;
+	struct stat st;
 	bool dir;
 	int mnt, at;
 	switch (op->kind) {
@@ -153,6 +154,10 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 		/* Of a leased account the next tenant is somebody else: it must not find (or run: .bashrc) what this one leaves. */
 		if (home && home[1] && r->id.lock >= 0) return do_tmpfs(root, home, 0700, HOME_SIZE, r->id.account, e);
 		mnt = home && home[1] ? copy_host(home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e) : -2;
+		if (mnt >= 0 && (fstat(mnt, &st) || st.st_uid != r->id.uid)) { /* not its own: no home, whatever the policy child calls one (I2) */
+			close(mnt);
+			return 0;
+		}
 		return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, home, dir, e);
 	default:
 		mnt = copy_host(op->path, op->flags, op->kind == NW_SLAVE, false, &dir, e);

@@ -55,6 +55,7 @@ static int check_status_fd(struct nw_run *r, struct nw_err *e) {
 	int fd = r->decision.status_fd;
 	if (fd < 0 || (fd > 2 && fd < NW_STATUS_FDS && r->caller.open[fd / 64] & 1ull << fd % 64)) return 0;
 	r->decision.status_fd = -1;
+	if (r->decision.verdict == NW_DENY) return 0; /* stays a denial, in the record too */
 	return nw_fail(e, NW_USAGE, "NW-STATUS-FD", "--status-fd %d: not an open descriptor from 3 to %d", fd, NW_STATUS_FDS - 1);
 }
 

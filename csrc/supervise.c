@@ -48,11 +48,12 @@ static void stop_relay(struct relay *x) {
 }
 
 /* Output is written whole: files and terminals take it at once. */
-static void carry_out(struct relay *x) {
+static int carry_out(struct relay *x) {
 	char buffer[65536];
 	ssize_t n = read(x->from, buffer, sizeof buffer);
-	if (n < 0 && errno == EINTR) return;
+	if (n < 0 && errno == EINTR) return 0;
 	if (n <= 0 || nwp_write_all(x->to, buffer, (size_t)n)) stop_relay(x); /* nobody takes it: the payload gets SIGPIPE, as it would have */
+	return (int)n;
 }
 
 /* Input goes on only as fast as the payload reads: what its pipe did not take is held. */
@@ -139,11 +140,14 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 	}
 }
 
-/* After the payload's end whatever its pipes still hold is carried over; nobody is left to write more. */
+/* After the payload's end what its pipes still hold is carried over. Not until they are closed: it may have sent one out of its
+ * namespace (SCM_RIGHTS), and whoever has it must not keep us. */
 static void drain(void) {
-	for (int i = 1; i < 3; i++)
-		while (relays[i].from >= 0) carry_out(&relays[i]);
-	stop_relay(&relays[0]);
+	for (int i = 0, more; i < 3; i++) {
+		if (i == 0 || relays[i].from < 0 || ioctl(relays[i].from, FIONREAD, &more)) more = 0;
+		while (more > 0 && relays[i].from >= 0) more -= carry_out(&relays[i]);
+		stop_relay(&relays[i]);
+	}
 }
 
 void nwp_supervise(struct nw_run *r) {
@@ -158,7 +162,7 @@ void nwp_supervise(struct nw_run *r) {
 		if (poll(p, 6, timeout(wall, kill)) < 0 && errno != EINTR) kill_all(r, "error");
 		if (p[0].revents) forward(r, signals);
 		for (int i = 0; i < 3; i++)
-			if (p[3 + i].revents && relays[i].from >= 0) (i ? carry_out : carry_in)(&relays[i]);
+			if (p[3 + i].revents && relays[i].from >= 0) i ? (void)carry_out(&relays[i]) : carry_in(&relays[i]);
 		if (p[2].revents) {
 			kill_all(r, "pilot");
 			pilot = -1;
