@@ -21,8 +21,9 @@ static int await(struct talk *t, short events, struct nw_err *e) {
 	for (;;) {
 		uint64_t now = nwp_now_ms();
 		if (now >= t->deadline) return lost(e, "did not answer before the deadline (deadline-ms in the guard)");
-		if (poll(&p, 1, (int)(t->deadline - now)) > 0) return 0;
-		if (errno != EINTR && errno != 0) return lost(e, strerror(errno));
+		int n = poll(&p, 1, (int)(t->deadline - now));
+		if (n > 0) return 0;
+		if (n < 0 && errno != EINTR) return lost(e, strerror(errno));
 	}
 }
 
