@@ -47,9 +47,16 @@ def ranges(found):
     return tuple(twin.Range(found.r[at].first, found.r[at].last) for at in range(found.n))
 
 
+def poisoned(kind):
+    """Memory as a caller might have it: what the parser does not write shows."""
+    made = ffi.new(kind)
+    ffi.memmove(made, b"\xaa" * ffi.sizeof(made[0]), ffi.sizeof(made[0]))
+    return made
+
+
 def c_guard(data):
     """What C makes of it, as the twin's Guard, or None."""
-    guard, error = ffi.new("struct nw_guard *"), ffi.new("struct nw_err *")
+    guard, error = poisoned("struct nw_guard *"), ffi.new("struct nw_err *")
     if lib.nw_guard_parse(ffi.new("char[]", data + b"\0"), len(data), guard, error):
         assert error.exit == 202
         assert text(error.text)
@@ -58,7 +65,8 @@ def c_guard(data):
     bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid")
     allow = {mode: tuple(text(guard.allow[at].name[n]) for n in range(guard.allow[at].n)) for at, mode in enumerate(twin.MODES) if guard.allow[at].n}
     return twin.Guard(
-        launcher=text(lib.nw_launcher_name(guard)), **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
+        launcher=text(lib.nw_launcher_name(guard)),
+        **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
         child=(guard.child_uid, guard.child_gid) if guard.has_child else None, deadline_ms=guard.deadline_ms, max_wall_s=guard.max_wall_s,
         audit_on_failure=("deny", "run-and-flag", "run")[guard.audit_on_failure], syslog=bool(guard.syslog),
     )
@@ -66,7 +74,7 @@ def c_guard(data):
 
 def c_profile(data, name):
     """What C makes of the profile of that name, as the twin's Profile, or None."""
-    profile, error = ffi.new("struct nw_profile *"), ffi.new("struct nw_err *")
+    profile, error = poisoned("struct nw_profile *"), ffi.new("struct nw_err *")
     if lib.nw_profile_parse(ffi.new("char[]", data + b"\0"), len(data), name.encode(), profile, error):
         assert error.exit == 202
         assert text(error.text)
