@@ -296,7 +296,9 @@ int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, b
 	if (bad == 0) return 0;
 	if (bad > 0) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(bad));
 	r->unrecorded = true;
-	return r->guard.audit_on_failure == NW_AUDIT_DENY ? -1 : 0;
+	if (r->guard.audit_on_failure == NW_AUDIT_DENY) return -1;
+	*e = (struct nw_err){ 0 }; /* tolerated: not the run's own error */
+	return 0;
 }
 
 void nwp_glexec_syslog(struct nw_run *r) {

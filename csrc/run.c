@@ -114,7 +114,7 @@ static int exit_code(const struct nw_run *r) {
 
 static int refuse(struct nw_run *r, const struct nw_err *e) {
 	struct nw_err lost;
-	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->code, "NW-AUDIT")) tell(&lost);
+	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->text, lost.text)) tell(&lost);
 	tell(e);
 	r->ended = false;
 	nwp_status(r, "refused", e, e->exit);

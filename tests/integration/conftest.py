@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import installation
+from tests.need import need
 from tests.node import Node
 from tests.site import ROOT
 
@@ -49,3 +51,35 @@ def home(session):
     os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
     yield path
     shutil.rmtree(path)
+
+
+class Syslog:
+    """The node's /dev/log, as long as a test runs. lines(): what came meanwhile."""
+
+    def __init__(self):
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        self.socket.bind("/dev/log")
+        os.chmod("/dev/log", 0o666)
+
+    def lines(self):
+        found = []
+        while True:
+            try:
+                found.append(self.socket.recv(1 << 16))
+            except BlockingIOError:
+                return found
+
+    def close(self):
+        os.unlink("/dev/log")
+        self.socket.close()
+
+
+@pytest.fixture
+def syslog():
+    need("root")
+    if os.path.lexists("/dev/log"):
+        pytest.skip("this node has a syslog of its own at /dev/log")
+    made = Syslog()
+    yield made
+    made.close()
