@@ -51,29 +51,19 @@ struct nw_fact {
 };
 
 struct nw_decision {
-	int verdict, exit, mode;
+	int verdict, exit, mode, status_fd;
 	bool exclusive, search, alarm;
-	const char *code, *text, *profile, *workdir, *cwd, *syslog;
-	struct nw_account account[NW_ACCOUNTS];
-	int accounts;
-	struct nw_mapping map[1];
-	int maps;
-	const char *expose[NW_EXPOSE];
-	int exposes;
-	uint64_t argv_from;
-	uint32_t keep[NW_KEEP];
-	int keeps;
-	const char *set[NW_SET];
-	int sets;
-	uint64_t wall_ms, grace_ms;
-	struct nw_limit limit[NW_LIMITS];
-	int limits;
-	int status_fd;
-	struct nw_file file[NW_FILES];
-	int files;
-	struct nw_fact fact[NW_FACTS];
-	int facts;
 	uint32_t umask;
+	const char *code, *text, *profile, *workdir, *cwd, *syslog;
+	uint64_t argv_from, wall_ms, grace_ms;
+	int accounts, maps, exposes, keeps, sets, limits, files, facts;
+	struct nw_account account[NW_ACCOUNTS]; /* from here on: as many as are used are cleared and filled */
+	struct nw_mapping map[1];
+	const char *expose[NW_EXPOSE], *set[NW_SET];
+	uint32_t keep[NW_KEEP];
+	struct nw_limit limit[NW_LIMITS];
+	struct nw_file file[NW_FILES];
+	struct nw_fact fact[NW_FACTS];
 };
 
 /* Decode body[0..len) into *d; strings are copied into arena, which must hold len + 1 bytes. 0, or -1 with *e (NW-CHILD). */

@@ -171,6 +171,7 @@ static int namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_err *e
 /* A place in the root: the op, with its path from the word given; NULL with *e when there is no room or it is no place. */
 static struct nw_op *place(struct nw_lines *l, struct nw_profile *p, size_t kind, int words, int path, struct nw_err *e) {
 	struct nw_op *op = &p->op[p->n];
+	if (p->n < NW_OPS) memset(op, 0, sizeof *op);
 	if (l->words != words || p->n == NW_OPS || (path && (copy_path(op->path, NW_PATH, l->word[path]) || !op->path[1]))) {
 		bad(l, e, "wants another number of words, or a clean absolute path below /, or there are more than 160 places");
 		return NULL;
@@ -289,7 +290,7 @@ int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile
 	struct nw_lines l;
 	unsigned seen = 0;
 	int r;
-	memset(p, 0, sizeof *p);
+	memset(p, 0, offsetof(struct nw_profile, op)); /* place() clears what it takes: pages never touched need not be copied by a fork */
 	if (begin(&l, text, len, "nodewrap-profiles", e)) return -1;
 	while ((r = nw_lines_next(&l, e)) > 0) {
 		if (strcmp(l.word[0], "profile") == 0) {
@@ -299,7 +300,7 @@ int nw_profile_parse(char *text, size_t len, const char *name, struct nw_profile
 			seen_names.n++;
 			seen = 0;
 			now = strcmp(new, name) ? &other : p;
-			memset(now, 0, sizeof *now);
+			memset(now, 0, offsetof(struct nw_profile, op));
 			snprintf(now->name, sizeof now->name, "%.31s", new);
 		} else if (!now || parse_line(&l, PROFILE, sizeof PROFILE / sizeof *PROFILE, &seen, now, e)) {
 			return now ? -1 : bad(&l, e, "stands before the first profile");
