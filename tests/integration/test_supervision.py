@@ -276,7 +276,12 @@ for _ in range(50):
         os._exit(0)
     os.wait()
 def zombies():
-    stats = [open(f"/proc/{pid}/stat").read() for pid in os.listdir("/proc") if pid.isdigit()]
+    stats = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            stats.append(open(f"/proc/{pid}/stat").read())
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # reaped meanwhile, which is what this waits for
     return [stat for stat in stats if stat.rpartition(")")[2].split()[0] == "Z"]
 end = time.time() + 5
 while time.time() < end and zombies():
