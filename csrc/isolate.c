@@ -179,7 +179,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	int bad;
 	if (r->profile.seccomp[0] && nwp_seccomp_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	bad = landlock_check(r, e) || make_cgroup(r, e) || nwp_relay_open(r) || clone_init(r, filter, len, e);
+	bad = landlock_check(r, e) || make_cgroup(r, e) || clone_init(r, filter, len, e);
 	free(filter);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);

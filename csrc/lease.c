@@ -118,6 +118,12 @@ int nwp_lease(struct nw_run *r, struct nw_err *e) {
 	return bad ? -1 : write_lease(r, e);
 }
 
+/* The front's copies; the locks are the keeper's. */
+void nwp_lease_leave(struct nw_run *r) {
+	nwp_close(&r->lease_fd);
+	nwp_close(&r->id.lock);
+}
+
 /* Only after everything is undone: whoever finds the lock free and the file gone may rely on it. */
 void nwp_lease_release(struct nw_run *r) {
 	if (r->lease_fd >= 0) unlink(r->lease);

@@ -77,7 +77,10 @@ static void search_and_exec(const char *name, char **argv, char **env) {
 	errno = err;
 }
 
-static int enter_directory(struct nw_run *r) {
+/* The work directory was entered with init's rights: a parent of it that only the pilot may pass is no obstacle. "." proves that the
+ * directory itself is open to the payload. */
+static int enter_directory(struct nw_run *r, bool in_work) {
+	if (in_work && !r->decision.cwd) return chdir(".");
 	const struct nw_decision *d = &r->decision;
 	const char *first = d->cwd ? d->cwd : d->workdir;
 	if (first) return chdir(first);
@@ -124,13 +127,14 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	ready.loginuid = nwp_write_file("/proc/self/loginuid", loginuid) == 0;
 	ready.keyring = syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) >= 0;
 	if (take_std(r, &sock)) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "cannot arrange", "descriptors");
+	bool in_work = r->work.path && chdir(r->work.path) == 0;
 	change_ids(r, sock);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "no_new_privs");
 	if (r->profile.landlock_abstract && close_abstract()) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock", "abstract sockets");
 	for (int i = 0; i < r->decision.files; i++)
 		if (errno = 0, write_file(&r->decision.file[i])) give_up(sock, 125, NW_USAGE, "NW-FILE", "cannot write", r->decision.file[i].path);
-	if (enter_directory(r))
+	if (enter_directory(r, in_work))
 		give_up(sock, 125, NW_USAGE, "NW-CWD", "cannot enter",
 			r->decision.cwd       ? r->decision.cwd
 			: r->decision.workdir ? r->decision.workdir

@@ -61,7 +61,8 @@ static int check_status_fd(struct nw_run *r, struct nw_err *e) {
 
 /* Step 4. */
 static int check(struct nw_run *r, struct nw_err *e) {
-	return nw_decision_check(&r->decision, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e);
+	return nw_decision_check(
+		&r->decision, &r->guard, r->launcher->privileged, r->caller.uid, (uint64_t)r->caller.argc, (uint64_t)r->caller.envc, e);
 }
 
 /* A denial, a usage text, an error of the child's: what it says, on record. Returns the exit code, or -1 for a permit. */
@@ -78,10 +79,17 @@ static int answer(struct nw_run *r, struct nw_err *e) {
 	return e->exit;
 }
 
+/* Up to the lease: what can be refused without anything to undo. */
+static int prepare(struct nw_run *r, struct nw_err *e) {
+	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e)) return -1;
+	if (nwp_relay_open(r)) return nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
+	return nwp_split(r, e);
+}
+
 static int start(struct nw_run *r, struct nw_err *e) {
-	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) ||
-		nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e)))
-		return -1;
+	if (nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
+	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
+	nwp_close_payload_ends(r);
 	if (nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
 		return -1;
 	nwp_glexec_syslog(r);
@@ -102,7 +110,7 @@ static bool finish(struct nw_run *r, bool started) {
 		if (started && (r->work.fd >= 0 || r->decision.exposes)) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 		ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	}
-	if (!ok) tell(&lost);
+	if (!ok && r->role == NW_ALONE) tell(&lost);
 	if (r->left == 0) nwp_lease_release(r);
 	return ok && r->left == 0;
 }
@@ -115,10 +123,27 @@ static int exit_code(const struct nw_run *r) {
 static int refuse(struct nw_run *r, const struct nw_err *e) {
 	struct nw_err lost;
 	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->text, lost.text)) tell(&lost);
-	tell(e);
 	r->ended = false;
 	nwp_status(r, "refused", e, e->exit);
 	return e->exit;
+}
+
+/* Steps 6 to 9. The exit code, and *e when there is something to say to it. */
+static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
+	if (!ready || start(r, e)) {
+		finish(r, false);
+		return refuse(r, e);
+	}
+	nwp_supervise(r);
+	if (!r->ended && r->why) r->status = SIGKILL, r->ended = true; /* we killed it ourselves */
+	bool clean = finish(r, true);
+	if (!r->ended) nw_fail(e, NW_INTERNAL, "NW-INIT", "init was killed from outside; the payload's own end is not known");
+	else if (!clean)
+		nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
+			r->run);
+	int code = e->exit ? e->exit : exit_code(r);
+	nwp_status(r, "exited", e->exit ? e : NULL, code);
+	return code;
 }
 
 int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
@@ -127,25 +152,25 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	int code;
 	r->launcher = l;
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
-	r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
+	r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
-	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) return refuse(r, &e);
-	if ((code = answer(r, &e)) >= 0) return code;
-	if (start(r, &e)) {
-		finish(r, false);
-		return refuse(r, &e);
+	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) {
+		code = refuse(r, &e);
+		tell(&e);
+		return code;
 	}
-	nwp_supervise(r);
-	bool clean = finish(r, true);
-	if (!r->ended) nw_fail(&e, NW_INTERNAL, "NW-INIT", "init was killed from outside; the payload's own end is not known");
-	else if (!clean)
-		nw_fail(&e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
-			r->run);
-	if (!r->ended && r->why) /* we killed it ourselves: by the wall limit, or because the pilot died */
-		r->status = SIGKILL, r->ended = true, e.exit = clean ? 0 : e.exit;
-	code = e.exit ? e.exit : exit_code(r);
-	if (e.exit) tell(&e);
-	nwp_status(r, "exited", e.exit ? &e : NULL, code);
+	if ((code = answer(r, &e)) >= 0) return code;
+	bool ready = prepare(r, &e) == 0;
+	if (r->role == NW_FRONT) {
+		nwp_close_payload_ends(r);
+		nwp_supervise(r);
+		code = nwp_front_end(r, &e) ? e.exit : r->code;
+		if (e.exit) tell(&e);
+		return code;
+	}
+	code = carry_through(r, ready, &e);
+	if (r->role == NW_KEEPER) nwp_keeper_tell(r, code, &e);
+	else if (e.exit) tell(&e);
 	return code;
 }

@@ -106,9 +106,19 @@ struct nw_tally {
 
 #define NW_DEGRADES 8
 
+/* One process alone, or the two of keeper.c. */
+enum nw_role { NW_ALONE, NW_FRONT, NW_KEEPER };
+#define NW_PILOT_DIED 255 /* among the signal numbers that the front passes on */
+
 struct nw_run {
 	const struct nw_launcher *launcher;
 	struct nw_caller caller;
+	enum nw_role role;
+	pid_t keeper_pid;
+	int keeper, front; /* the socket between them, seen from the other side */
+	bool heard;        /* the keeper has told: */
+	int code;
+	struct nw_err word;
 	struct nw_guard guard;
 	struct nw_profile profile;
 	struct nw_decision decision;
@@ -197,6 +207,16 @@ int nwp_keep_caps(uint64_t caps);
 int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups);
 int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e);
 int nwp_keep_chown(uid_t uid, gid_t gid, bool chown);
+
+/* keeper.c */
+int nwp_split(struct nw_run *r, struct nw_err *e);
+int nwp_let_go(void);
+void nwp_keeper_tell(struct nw_run *r, int code, const struct nw_err *e);
+void nwp_front_hear(struct nw_run *r);
+int nwp_front_end(struct nw_run *r, struct nw_err *e);
+void nwp_lease_leave(struct nw_run *r);
+void nwp_relay_leave(struct nw_run *r);
+void nwp_close_payload_ends(struct nw_run *r);
 
 /* supervise.c */
 int nwp_relay_open(struct nw_run *r);

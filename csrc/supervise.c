@@ -36,7 +36,7 @@ int nwp_relay_open(struct nw_run *r) {
 	return 0;
 }
 
-static void close_payload_ends(struct nw_run *r) {
+void nwp_close_payload_ends(struct nw_run *r) {
 	for (int fd = 0; fd < 3; fd++)
 		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
 }
@@ -75,14 +75,32 @@ static void carry_in(struct relay *x) {
 	if (n > 0) held.at += (size_t)n, held.n -= (size_t)n;
 }
 
-static void signal_payload(struct nw_run *r, int sig) {
-	nwp_pidfd_signal(r->payload_fd, sig); /* ESRCH: it has just ended, which is about to be told */
-}
-
 static void kill_all(struct nw_run *r, const char *why) {
 	if (!r->why) r->why = why;
 	if (nwp_pidfd_signal(r->init_fd, SIGKILL)) return; /* already gone */
-	signal_payload(r, SIGKILL);
+	nwp_pidfd_signal(r->payload_fd, SIGKILL);
+}
+
+/* A signal for the payload, or NW_PILOT_DIED: done, or passed on to who can do it. ESRCH: it has just ended, which is about to be told. */
+static void order(struct nw_run *r, unsigned char what) {
+	if (r->role == NW_FRONT) send(r->keeper, &what, 1, MSG_NOSIGNAL);
+	else if (what == NW_PILOT_DIED) kill_all(r, "pilot");
+	else nwp_pidfd_signal(r->payload_fd, what);
+}
+
+static void obey(struct nw_run *r) {
+	unsigned char what;
+	if (recv(r->front, &what, 1, MSG_DONTWAIT) == 1) {
+		order(r, what);
+		return;
+	}
+	nwp_close(&r->front);
+	kill_all(r, "front"); /* killed: what it can no longer see to is seen to here */
+}
+
+void nwp_relay_leave(struct nw_run *r) {
+	(void)r;
+	for (int i = 0; i < 3; i++) stop_relay(&relays[i]);
 }
 
 /* What the pilot sends us is meant for the payload. Job control stops both. */
@@ -96,11 +114,11 @@ static void forward(struct nw_run *r, int fd) {
 	case SIGTTIN:
 	case SIGTTOU: return;
 	case SIGTSTP:
-		signal_payload(r, SIGSTOP);
+		order(r, SIGSTOP);
 		raise(SIGSTOP);
-		signal_payload(r, SIGCONT);
+		order(r, SIGCONT);
 		return;
-	default: signal_payload(r, (int)s.ssi_signo);
+	default: order(r, (unsigned char)s.ssi_signo);
 	}
 }
 
@@ -129,8 +147,8 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 	uint64_t now = nwp_now_ms();
 	if (now >= *wall) {
 		r->why = "wall";
-		signal_payload(r, SIGTERM);
-		signal_payload(r, SIGCONT); /* a stopped payload could not heed it */
+		order(r, SIGTERM);
+		order(r, SIGCONT); /* a stopped payload could not heed it */
 		*wall = UINT64_MAX;
 		*kill = now + r->decision.grace_ms;
 	}
@@ -150,28 +168,30 @@ static void drain(void) {
 	}
 }
 
+/* Alone: everything. The front: the pilot's side. The keeper: the payload's side, and the front. */
 void nwp_supervise(struct nw_run *r) {
+	bool front = r->role == NW_FRONT, keeper = r->role == NW_KEEPER;
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
-	uint64_t wall = r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
-	int signals = open_signals(), pilot = r->caller.parent;
-	close_payload_ends(r);
-	while (r->init_sock >= 0) {
-		struct pollfd p[6] = { { signals, POLLIN, 0 }, { r->init_sock, POLLIN, 0 }, { pilot, POLLIN, 0 } };
-		p[3] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
-		for (int i = 1; i < 3; i++) p[3 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
-		if (poll(p, 6, timeout(wall, kill)) < 0 && errno != EINTR) kill_all(r, "error");
+	uint64_t wall = front ? UINT64_MAX : r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
+	int signals = keeper ? -1 : open_signals(), pilot = r->caller.parent, *control = front ? &r->keeper : &r->init_sock;
+	while (*control >= 0) {
+		struct pollfd p[7] = { { signals, POLLIN, 0 }, { *control, POLLIN, 0 }, { pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
+		p[4] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
+		for (int i = 1; i < 3; i++) p[4 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
+		if (poll(p, 7, timeout(wall, kill)) < 0 && errno != EINTR) order(r, NW_PILOT_DIED);
 		if (p[0].revents) forward(r, signals);
 		for (int i = 0; i < 3; i++)
-			if (p[3 + i].revents && relays[i].from >= 0) i ? (void)carry_out(&relays[i]) : carry_in(&relays[i]);
+			if (p[4 + i].revents && relays[i].from >= 0) i ? (void)carry_out(&relays[i]) : carry_in(&relays[i]);
 		if (p[2].revents) {
-			kill_all(r, "pilot");
+			order(r, NW_PILOT_DIED);
 			pilot = -1;
 		}
-		if (p[1].revents) take_end(r);
+		if (p[3].revents) obey(r);
+		if (p[1].revents) (front ? nwp_front_hear : take_end)(r);
 		check_time(r, &wall, &kill);
 	}
 	r->end_mono_ms = nwp_now_ms();
-	nwp_end_processes(r);
+	if (!front) nwp_end_processes(r);
 	drain();
 	nwp_close(&signals);
 }
