@@ -94,7 +94,8 @@ def same(body, guard=GUARD, privileged=True, caller=CALLER, args=ARGS, envs=ENVS
 ACCOUNT = [(1, 3001), (2, 3002), (3, 3003), (4, "user"), (5, "/home/user"), (6, "USER=user")]
 BASES = {
     "switch": [(1, 1), (2, 1), (6, "switch"), (7, "strict"), (8, ACCOUNT), (9, 1), (11, "/w"), (12, "/w/d"), (13, "/x"), (14, 1),
-               (15, 1), (16, 0), (16, 7), (17, "A=b"), (18, 1000), (19, 500), (20, [(1, 7), (2, 64)]), (21, 3), (22, [(1, "/w/p"), (2, b"\0x"), (3, 0o600), (4, 0)]),
+               (15, 1), (16, 0), (16, 7), (17, "A=b"), (18, 1000), (19, 500),
+               (20, [(1, 7), (2, 64)]), (21, 3), (22, [(1, "/w/p"), (2, b"\0x"), (3, 0o600), (4, 0)]),
                (23, [(1, "subject.dn"), (2, "/CN=x")]), (23, [(1, "note"), (2, "y")]), (24, 0o22), (26, 0), (27, "line")],
     "map": [(1, 1), (2, 1), (6, "map"), (7, "batch"), (10, [(1, 1000), (2, 1000), (3, 65536)]), (14, 1)],
     "one": [(1, 1), (2, 1), (6, "map"), (7, "batch"), (10, [(1, 1000), (2, 1000), (3, 1), (4, 0), (5, 0)]), (14, 1)],
@@ -178,7 +179,8 @@ LOG_ONLY = BASES["log-only"]
 LIMITS = {
     "accounts": (512, lambda n: [*BASES["switch"][:4], (9, 1), (14, 1), *[(8, [(1, 3000 + at % 1000), (2, 3000), (4, "u")]) for at in range(n)]]),
     "groups": (32, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), *[(3, 3000 + at) for at in range(n)]])]),
-    "account environment": (4, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), *[(6, f"A{at}=") for at in range(n)]])]),
+    "account environment": (4, lambda n: [*BASES["switch"][:4], (14, 1),
+        (8, [(1, 3001), (2, 3000), (4, "u"), *[(6, f"A{at}=") for at in range(n)]])]),
     "home": (255, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), (5, "/" + "h" * (n - 1))])]),
     "keeps": (4096, lambda n: [*LOG_ONLY, *[(16, at % 8) for at in range(n)]]),
     "sets": (512, lambda n: [*LOG_ONLY, *[(17, f"A{at}=") for at in range(n)]]),
@@ -200,6 +202,17 @@ LIMITS = {
     "block": (65536, lambda n: [*BASES["map"][:4], (14, 1), (10, [(1, 65535 if n == 65536 else 1), (2, 1), (3, n)])]),
     "id inside": (65535, lambda n: [*BASES["map"][:4], (14, 1), (10, [(1, n), (2, 1), (3, 65536)])]),
     "one id inside": (2**31 - 1, lambda n: [*BASES["map"][:4], (14, 1), (10, [(1, n), (2, 1), (3, 1)])]),
+    "account name": (255, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u" * n)])]),
+    "entry of an account": (4096, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), (6, "A" * n)])]),
+    "code": (31, lambda n: [(1, 1), (2, 2), (4, "x" * n)]),
+    "syslog": (4096, lambda n: [*LOG_ONLY, (27, "x" * n)]),
+    "cwd": (4095, lambda n: [*LOG_ONLY, (12, "/" + "w" * (n - 1))]),
+    "exposed path": (4095, lambda n: [*LOG_ONLY, (13, "/" + "w" * (n - 1))]),
+    "file's path": (4095, lambda n: [*LOG_ONLY, (22, [(1, "/" + "w" * (n - 1)), (2, b""), (3, 0), (4, 0)])]),
+    "verdict": (4, lambda n: [(1, 1), (2, n)]),
+    "exit": (255, lambda n: [(1, 1), (2, 0), (3, n)]),
+    "kept index": (7, lambda n: [*LOG_ONLY, (16, n)]),
+    "command or files": (4, lambda n: [*LOG_ONLY[:4], (14, n), (22, [(1, "/f"), (2, b""), (3, 0), (4, 0)])]),
     "account uid": (3999, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, n), (2, 3000), (4, "u")])]),
     "account gid": (3999, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3000), (2, n), (4, "u")])]),
 }
@@ -217,6 +230,11 @@ def test_delegated_range_is_bounded_alike_without_privilege():
         parts = [*BASES["map"][:4], (14, 1), (10, [(1, 1), (2, 1), (3, 65536), (4, 100000), (5, count)])]
         assert same(wire.pack(parts), privileged=False) == ("NW-GUARD" if count == 65535 else "")
         assert same(wire.pack(parts), privileged=True) == "NW-GUARD"
+
+
+def test_callers_own_uid_is_no_account_to_switch_to():
+    for uid, outcome in ((CALLER - 1, ""), (CALLER, "NW-GUARD"), (CALLER + 1, "")):
+        assert same(wire.pack([*BASES["switch"][:4], (14, 1), (8, [(1, uid), (2, 3000), (4, "u")])])) == outcome
 
 
 def test_facts_are_those_that_the_page_lists():

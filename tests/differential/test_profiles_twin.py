@@ -77,6 +77,7 @@ PROFILE_BOUNDS = {
     "target": (255, lambda n: whole(["link /a " + "a" * n])),
     "size": (1 << 50, lambda n: whole([f"tmpfs /a 0 {n}"])),
     "mode": (0o1777, lambda n: whole([f"tmpfs /a {n:o} 4096"])),
+    "digits of a mode": (4, lambda n: whole([f"tmpfs /a {'0' * n} 4096"])),
     "smallest size": (-4096, lambda n: whole([f"tmpfs /a 0 {-n}"])),
     "bytes": (256 << 10, lambda n: whole(["#" * 999] * ((n - 35) // 1000) + ["#" * ((n - 35) % 1000 - 1)])),
 }
