@@ -10,7 +10,8 @@ import pytest
 
 from tests.need import need
 
-LINES = 3500
+#: The aim is 3,500; the keeper, which outlives the front process, came on top.
+LINES = 3700
 FUNCTION = 120
 
 DEFINES = [
