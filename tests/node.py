@@ -52,6 +52,12 @@ profile = ["none", "compat", "batch", "strict"]
 SWITCH = '\n[pool.two]\naccounts = ["{pool01}", "{pool02}"]\n'
 
 
+def delegated_ids(name):
+    """The ids of /etc/subuid for that account: empty for the tests' own accounts, whose uids are above those that useradd gives a range."""
+    lines = [line.split(":") for line in Path("/etc/subuid").read_text().splitlines()] if Path("/etc/subuid").exists() else []
+    return {number for who, first, count in lines if who == name for number in range(int(first), int(first) + int(count))}
+
+
 def alive(pid):
     """A process with that pid exists and is no zombie."""
     try:

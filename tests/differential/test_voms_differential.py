@@ -86,7 +86,7 @@ def credential(pki, **change):
 def test_fqans_of_real_proxies_are_those_that_the_tools_show(pki, args, fqans):
     need("voms-proxy-fake", "voms-proxy-info")
     file = pki.proxy(fqans=fqans, args=args)
-    env = {"PATH": os.defpath, "X509_VOMS_DIR": str(pki.voms_dir), "X509_CERT_DIR": str(pki.ca_dir)}
+    env = {"PATH": os.defpath, "HOME": str(pki.directory), "X509_VOMS_DIR": str(pki.voms_dir), "X509_CERT_DIR": str(pki.ca_dir)}
     shown = subprocess.run(["voms-proxy-info", "-all", "-file", file], capture_output=True, text=True, env=env).stdout
     attributes = [line.split(" : ")[1] for line in shown.splitlines() if line.startswith("attribute : ")]
     identity = [line.split(" : ")[1] for line in shown.splitlines() if line.startswith("identity")]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import alive, until
+from tests.node import alive, delegated_ids, until
 from tests.site import command
 
 #: launcher, kind, profile, how the work directory is handed over. Profile none has no mounts, so nothing can be mapped.
@@ -71,6 +71,8 @@ class Work:
     def __init__(self, request, home, param):
         self.launcher, self.kind, self.profile, self.how = param
         self.node = request.getfixturevalue(f"{self.launcher}_node")
+        if self.launcher == "userns" and self.kind == "map" and delegated_ids(self.node.pilot.name):
+            self.how = "chown"
         self.top = home / "work"
         self.top.mkdir(mode=0o755)
         self.give(self.top)
@@ -372,6 +374,7 @@ def test_closed_directories_and_files_come_back(work):
     assert work.is_the_pilots()
     handed = ran.record("handover")["nodewrap"]["cleanup"]
     assert (handed["left"], handed["neutralised"]["special"]) == (0, 1)
+    (work.top / "a/b/c/f").chmod(0o600)  # it is the pilot's, and closed still
     assert (work.top / "a/b/c/f").read_text() == "x\n"
 
 

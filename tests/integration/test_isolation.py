@@ -16,7 +16,7 @@ from tests.node import KINDS
 
 #: Runs as the pilot: leaves a mark in every place that the payload must not reach, opens 10,000 descriptors, and starts the payload.
 PILOT = r"""
-import ctypes, json, os, socket, subprocess, sys
+import ctypes, json, os, resource, socket, subprocess, sys
 argv, mark = json.loads(sys.argv[1]), sys.argv[2]
 libc, rt = ctypes.CDLL(None, use_errno=True), ctypes.CDLL("librt.so.1", use_errno=True)
 def must(value, what):
@@ -28,10 +28,12 @@ for path in made:
     with open(path, "w") as file:
         file.write(mark)
     os.chmod(path, 0o666)
+most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))   # the soft limit of a login is often 1024
 private = os.environ["HOME"] + "/private"
 os.mkdir(private, 0o700)
 directory = os.open(private, os.O_RDONLY)
-for number in range(directory + 1, 10000):
+for number in range(directory + 1, min(10000, most)):
     os.dup2(directory, number)
 os.dup2(directory, 3)
 ids = [must(libc.shmget(key, 4096, 0o1666), "shmget"), must(libc.semget(key, 1, 0o1666), "semget"), must(libc.msgget(key, 0o1666), "msgget")]
