@@ -34,7 +34,8 @@ def main(argv: list[str]) -> int:
 
 def run(part: str, node: Node, asked: argparse.Namespace) -> None:
     if part == "starts":
-        show(f"Start to exit of /bin/true, {asked.runs} rounds", table.of_starts(measure.starts(node, cases.start_cases(node), asked.runs)))
+        chosen = [case for case in cases.start_cases(node) if case.name == cases.BARE or asked.match in case.name]
+        show(f"Start to exit of /bin/true, {asked.runs} rounds", table.of_starts(measure.starts(node, chosen, asked.runs)))
     elif part == "mounts" and ROOT:
         times = measure.starts(node, cases.mount_cases(node), asked.runs, asked.mounts)
         show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
@@ -57,6 +58,7 @@ def say(*lines: str) -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench BENCH_ARGS=…", description=__doc__)
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="starts of each case (200)")
+    parser.add_argument("--match", default="", metavar="TEXT", help="only starts with TEXT in their name, and the bare one")
     parser.add_argument("--mounts", type=int, default=1000, metavar="N", help="additional mounts (1000)")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="trees of each kind (5)")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")

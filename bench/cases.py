@@ -14,6 +14,7 @@ from tests.site import ROOT
 #: Milliseconds over a bare exec that the project promised itself; records in memory, since what the disk takes is counted apart.
 RESIDENT, SPAWNED, MANY_MOUNTS = 3.0, 20.0, 4.0
 TRUE = "/bin/true"
+BARE = "bare exec"
 SYSTEM = ("/bin", "/lib", "/lib64", "/sbin")
 
 
@@ -31,7 +32,14 @@ def nodewrap(place: Place, name: str, ask: tuple[str, ...], resident: bool, in_m
     line = f"link {place.site.sysconf / 'guard'} {guard}" if place.site.launcher == "setuid" else f"env NODEWRAP_GUARD={guard}"
     how = "resident" if resident else "spawned"
     where = "" if in_memory or not place.memory else ", records on disk"
-    return Case(f"{place.site.launcher}, {name}, {how}{where}", (str(place.site.binary), "run", *ask, "--", TRUE), (line,), target)
+    program = place.site.prefix / f"libexec/nodewrap/nodewrap-{place.site.launcher}"
+    return Case(f"{place.site.launcher}, {name}, {how}{where}", (str(program), "run", *ask, "--", TRUE), (line,), target)
+
+
+def by_name(place: Place) -> Case:
+    """``nodewrap`` on PATH: the same launcher by way of one more exec."""
+    case = nodewrap(place, "map", declared("map"), True, place.memory is not None)
+    return case._replace(name=case.name + ", by nodewrap on PATH", argv=(str(place.site.binary), *case.argv[1:]))
 
 
 def declared(vo: str) -> tuple[str, ...]:
@@ -44,6 +52,7 @@ def of_place(place: Place, proxy: Path | None) -> list[Case]:
     found = [nodewrap(place, "map", declared("map"), True, memory, RESIDENT)]
     if place.site.launcher == "setuid":
         found.append(nodewrap(place, "switch", declared("switch"), True, memory, RESIDENT))
+    found.append(by_name(place))
     if memory:
         found.append(nodewrap(place, "map", declared("map"), True, False))
     found.append(nodewrap(place, "map", declared("map"), False, memory, SPAWNED))
@@ -54,7 +63,7 @@ def of_place(place: Place, proxy: Path | None) -> list[Case]:
 
 
 def bare() -> Case:
-    return Case("bare exec", (TRUE,))
+    return Case(BARE, (TRUE,))
 
 
 def start_cases(node: Node) -> list[Case]:

@@ -23,6 +23,7 @@
 
 #define CASES 64
 #define WORDS 256
+#define SETTLE 30000 /* us: what a command put off until after its end must not fall on the next one */
 
 struct one {
 	char *name, *argv[WORDS], *env[WORDS], *link, *target, *fd9;
@@ -126,6 +127,7 @@ static void start(struct one *c, int keep)
 	pid_t pid;
 
 	prepare(c);
+	usleep(SETTLE);
 	calm = quiet();
 	begin = now();
 	pid = vfork();
