@@ -232,6 +232,21 @@ def test_delegated_range_is_bounded_alike_without_privilege():
         assert same(wire.pack(parts), privileged=True) == "NW-GUARD"
 
 
+PLACES = {
+    "workdir": lambda path: [*LOG_ONLY[:-1], (11, path)], "cwd": lambda path: [*LOG_ONLY, (12, path)], "expose": lambda path: [*LOG_ONLY, (13, path)],
+    "file": lambda path: [*LOG_ONLY, (22, [(1, path), (2, b""), (3, 0), (4, 0)])],
+    "home": lambda path: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), (5, path)])],
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_paths_are_absolute_and_never_lead_up(place):
+    for path in ("/", "/a", "/a..", "/..a", "/a/...", "/a/.b", "//"):
+        assert same(wire.pack(PLACES[place](path))) == ""
+    for path in ("", "a", "..", "/..", "/a/..", "/a/../b", "/../a", "//../a", "/..a/..", "/a/..b/../c"):
+        assert same(wire.pack(PLACES[place](path))) == "NW-GUARD"
+
+
 def test_callers_own_uid_is_no_account_to_switch_to():
     for uid, outcome in ((CALLER - 1, ""), (CALLER, "NW-GUARD"), (CALLER + 1, "")):
         assert same(wire.pack([*BASES["switch"][:4], (14, 1), (8, [(1, uid), (2, 3000), (4, "u")])])) == outcome

@@ -15,7 +15,8 @@ from tests.differential.test_json_differential import BYTES, from_c
 #: Paths of a real record in its order; lists are marked by their name.
 PATHS = (
     "event.action", "event.reason", "@timestamp", "user.name", "process.entity_id", "process.executable", "process.args", "rule.name",
-    "nodewrap.schema", "nodewrap.run.id", "nodewrap.notes", "nodewrap.subject.dn", "nodewrap.subject.fqans", "nodewrap.declared.job_id", "nodewrap.declared.fqans",
+    "nodewrap.schema", "nodewrap.run.id", "nodewrap.notes",
+    "nodewrap.subject.dn", "nodewrap.subject.fqans", "nodewrap.declared.job_id", "nodewrap.declared.fqans",
     "nodewrap.degrade", "nodewrap.isolation.seccomp",
 )
 LISTS = ("process.args", "nodewrap.notes", "nodewrap.subject.fqans", "nodewrap.declared.fqans", "nodewrap.degrade")
