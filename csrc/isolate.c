@@ -142,15 +142,16 @@ static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
 	ssize_t n = -1;
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
-	if (p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
-	else if (p[0].revents) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
+	bool payload = p[0].revents & POLLIN; /* first: when it has given up, why is here, and there only that it ended */
+	if (payload) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
+	else if (p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
 	if (n != (ssize_t)sizeof *m)
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init ended or hung before the payload was ready (killed from outside, or out of memory)");
 	if (m->what == NW_NEWS_ERROR) {
 		m->err.code[sizeof m->err.code - 1] = m->err.text[sizeof m->err.text - 1] = 0;
 		return nw_fail(e, m->err.exit, m->err.code, "%s", m->err.text);
 	}
-	struct cmsghdr *c = p[1].revents ? NULL : CMSG_FIRSTHDR(&h);
+	struct cmsghdr *c = payload ? CMSG_FIRSTHDR(&h) : NULL;
 	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
 		memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload); /* struct ucred begins with the pid */
 	return 0;
@@ -161,7 +162,7 @@ static int say(int sock) {
 }
 
 static int until_ready(struct nw_run *r, struct nw_err *e) {
-	struct nw_msg m;
+	struct nw_msg m = { 0 };
 	do {
 		if (news(r, &m, e)) return -1;
 		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || say(r->payload_sock))) return -1;
