@@ -55,6 +55,7 @@ static int take_limits(struct nw_caller *c, struct nw_err *e) {
 		{ RLIMIT_DATA, 64 << 20, "RLIMIT_DATA (ulimit -d)" },
 		{ RLIMIT_STACK, 256 << 10, "RLIMIT_STACK (ulimit -s)" },
 		{ RLIMIT_CPU, 5, "RLIMIT_CPU (ulimit -t)" },
+		{ RLIMIT_NPROC, 16, "RLIMIT_NPROC (ulimit -u)" }, /* the end of the payload's processes is proved by a fork under its uid */
 	};
 	struct rlimit l, none = { 0, 0 };
 	for (int i = 0; i < RLIM_NLIMITS; i++)

@@ -165,12 +165,13 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 static int spawn(struct talk *t, struct nw_err *e) {
 	struct nw_run *r = t->run;
 	uid_t owner = nwp_trusted_owner(r);
-	char policy[2 * NW_PATH];
-	const char *const must[] = { r->guard.python, r->guard.script, policy };
+	char policy[2 * NW_PATH], lock[2 * NW_PATH];
+	const char *const must[] = { r->guard.python, r->guard.script, policy, lock };
 	int pair[2], fd;
 	void *filter;
 	size_t len;
 	snprintf(policy, sizeof policy, "%s/policy.bin", r->guard.policy);
+	snprintf(lock, sizeof lock, "%s/child-decide.bpf", r->guard.policy);
 	for (size_t i = 0; i < sizeof must / sizeof *must; i++) {
 		if ((fd = nwp_open_trusted(must[i], owner, O_PATH, e)) < 0) return -1;
 		close(fd);
@@ -243,10 +244,7 @@ int nwp_ask(struct nw_run *r, struct nw_err *e) {
 	int bad = (r->guard.policyd[0] ? connect_resident(&t, e) : spawn(&t, e)) || exchange(&t, e);
 	nwp_close(&t.sock);
 	if (t.pid > 0) {
-		int status = 0;
-		kill(t.pid, SIGKILL);
-		while (waitpid(t.pid, &status, 0) < 0 && errno == EINTR)
-			;
+		int status = nwp_wait(t.pid, 0);
 		if (bad && WIFSIGNALED(status) && WTERMSIG(status) == SIGSYS) return lost(e, "did what its filter forbids (SIGSYS)");
 		if (bad && WIFEXITED(status) && WEXITSTATUS(status) >= 112)
 			return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child could not be jailed (step %d); see \"nodewrap doctor\"",

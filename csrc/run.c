@@ -25,9 +25,8 @@ static int read_guard(struct nw_run *r, struct nw_err *e) {
 	int bad = nw_guard_parse(text, len, &r->guard, e);
 	free(text);
 	if (bad) {
-		char why[sizeof e->text];
-		memcpy(why, e->text, sizeof why);
-		return nw_fail(e, e->exit, e->code, "%s: %.300s", path, why);
+		struct nw_err why = *e;
+		return nw_fail(e, why.exit, why.code, "%s: %.300s", path, why.text);
 	}
 	if (strcmp(nw_launcher_name(&r->guard), r->launcher->name))
 		return nw_fail(e, NW_INTERNAL, "NW-LAUNCHER", "this is the %s launcher, %s names \"%s\"; call that one or change the guard",
@@ -152,7 +151,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	int code;
 	r->launcher = l;
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
-	r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
+	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
 	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) {

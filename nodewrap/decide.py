@@ -113,6 +113,8 @@ class Files:
         error, stat, data = self._open("caller", path)
         if error:
             raise model.Refusal(201, "NW-CREDENTIAL", f"{path} {ERRNO.get(error, os.strerror(error))}; name the payload's proxy file")
+        if not data:
+            raise model.Refusal(201, "NW-CREDENTIAL", f"{path} is empty; name the payload's proxy file")
         owner, mode, links = stat
         if owner != uid or mode & 0o7077 or links != 1:
             why = f"belongs to uid {owner}" if owner != uid else f"has mode {mode & 0o7777:04o}" if mode & 0o7077 else "has other names (hard links)"
