@@ -25,19 +25,31 @@ def main(argv: list[str]) -> int:
         say(f"{peer} is not installed and is left out")
     node = Node()
     try:
+        others = working_peers(node)
         for part in asked.only or PARTS:
-            run(part, node, asked)
+            run(part, node, others, asked)
     finally:
         node.close()
     return 0
 
 
-def run(part: str, node: Node, asked: argparse.Namespace) -> None:
+def working_peers(node: Node) -> list[cases.Case]:
+    found = []
+    for case in cases.peers(node):
+        why = measure.refused(node, case)
+        if why:
+            say(f"{case.name} does not work here and is left out: {why}")
+        else:
+            found.append(case)
+    return found
+
+
+def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespace) -> None:
     if part == "starts":
-        chosen = [case for case in cases.start_cases(node) if case.name == cases.BARE or asked.match in case.name]
+        chosen = [case for case in cases.start_cases(node, others) if case.name == cases.BARE or asked.match in case.name]
         show(f"Start to exit of /bin/true, {asked.runs} rounds", table.of_starts(measure.starts(node, chosen, asked.runs)))
     elif part == "mounts" and ROOT:
-        times = measure.starts(node, cases.mount_cases(node), asked.runs, asked.mounts)
+        times = measure.starts(node, cases.mount_cases(node, others), asked.runs, asked.mounts)
         show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
     elif part == "kills" and ROOT:
         show("From the payload's end to the launcher's exit, with a tree left behind", table.of_kills(measure.kills(node, asked.kills)))

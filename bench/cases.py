@@ -66,19 +66,20 @@ def bare() -> Case:
     return Case(BARE, (TRUE,))
 
 
-def start_cases(node: Node) -> list[Case]:
-    return [bare(), *(case for place in node.places.values() for case in of_place(place, node.proxy)), *peers(node)]
+def start_cases(node: Node, others: list[Case]) -> list[Case]:
+    return [bare(), *(case for place in node.places.values() for case in of_place(place, node.proxy)), *others]
 
 
-def mount_cases(node: Node) -> list[Case]:
+def mount_cases(node: Node, others: list[Case]) -> list[Case]:
     """With many mounts on the host; the child resident, so that the mounts are what differs."""
     ours = [nodewrap(place, "map", declared("map"), True, place.memory is not None, MANY_MOUNTS) for place in node.places.values()]
-    return [bare(), *ours, *peers(node, ("bwrap",))]
+    return [bare(), *ours, *(case for case in others if case.name == "bwrap")]
 
 
-def peers(node: Node, wanted: tuple[str, ...] = ("bwrap", "sudo", "firejail", "crun")) -> list[Case]:
+def peers(node: Node) -> list[Case]:
+    """Those that are installed; sudo needs a rule, which only root can make."""
     known = {"bwrap": bwrap, "sudo": sudo, "firejail": firejail, "crun": crun}
-    return [known[name](node) for name in wanted if shutil.which(name) and (ROOT or name != "sudo")]
+    return [known[name](node) for name in known if shutil.which(name) and (ROOT or name != "sudo")]
 
 
 def missing() -> list[str]:

@@ -16,6 +16,8 @@ from bench.node import CHECKOUT, Node, Place, compiled
 from tests.site import ROOT
 
 WARMUP = 5
+#: In no profile, as most of what a node mounts: what is shown to the payload is copied once more.
+MOUNTS_AT = "/mnt"
 
 
 class Times(NamedTuple):
@@ -30,13 +32,21 @@ class Times(NamedTuple):
         return self.us[round(share * (len(self.us) - 1))] / 1000 if self.us else float("nan")
 
 
+def refused(node: Node, case: Case) -> str:
+    """What a peer says when it does not work on this node, "" when it does."""
+    with sudo_rule(node):
+        done = subprocess.run([compiled("timer"), "1", "0"], input=_lines(node, [case]), text=True, stdout=subprocess.PIPE, check=True)
+        if done.stdout.split("\t")[1] == "0":
+            return ""
+        ran = node.places["userns"].site.run(case.argv, env=dict(line[4:].split("=", 1) for line in case.lines if line.startswith("env ")))
+    return ran.err.decode(errors="replace").strip().partition("\n")[0] or f"exit status {ran.rc}"
+
+
 def starts(node: Node, cases: list[Case], runs: int, mounts: int = 0) -> list[Times]:
     """Each case started so often, round robin (bench/timer.c). mounts: so many more on the host, in a mount namespace of the timer's own."""
     argv = [compiled("timer"), str(runs), str(WARMUP)]
     if mounts:
-        many = node.session.top / "mounts"
-        many.mkdir(exist_ok=True)
-        argv += [str(mounts), str(many)]
+        argv += [str(mounts), MOUNTS_AT]
     env = node.places["userns"].site.environment(node.pilot)
     with sudo_rule(node):
         done = subprocess.run(argv, input=_lines(node, cases), env=env, cwd=node.pilot.home, text=True, stdout=subprocess.PIPE, check=True)
