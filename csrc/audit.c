@@ -4,6 +4,7 @@
 
 #define LINE 4096 /* one record at most; longer argument lists are cut */
 #define LOCK_MS 30000
+#define STATUS_MS 2000
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
 static void timestamp(char *to, size_t size, uint64_t us) {
@@ -280,12 +281,10 @@ out:
 
 /* In a process that is wholly root's: our own real id is the caller's, whose SIGSTOP would keep the lock from every other run. */
 static int record_apart(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, int log, int count) {
-	pid_t p = r->launcher->privileged ? fork() : -1;
-	int status = 0;
+	pid_t p = r->launcher->privileged && r->role != NW_KEEPER ? fork() : -1;
 	if (p < 0) return record(r, action, why, sync, log, count);
 	if (p == 0) _exit(setresuid(0, 0, 0) ? errno : record(r, action, why, sync, log, count));
-	while (waitpid(p, &status, 0) < 0 && errno == EINTR)
-		;
+	int status = nwp_wait(p, -1);
 	return WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
 }
 
@@ -330,6 +329,8 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 		put_cleanup(&j, r);
 	}
 	n = nw_json_end(&j);
-	if (n && nwp_write_all(r->decision.status_fd, line, n))
-		nwp_close(&r->decision.status_fd); /* the reader is gone; the run is not its hostage */
+	/* By a child, and only so long: a pipe that the pilot keeps full must not keep the run, its limits and its end waiting. */
+	pid_t p = n ? fork() : -1;
+	if (p == 0) _exit(nwp_write_all(r->decision.status_fd, line, n) != 0);
+	if (p > 0 && nwp_wait(p, STATUS_MS)) nwp_close(&r->decision.status_fd);
 }

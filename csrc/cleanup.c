@@ -22,9 +22,7 @@ static void kill_cgroup(struct nw_run *r) {
  * fork succeeds only when we are the last (setrlimit(2)). 0, or -1 when some could not be ended in time. */
 static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 	struct rlimit two = { 2, 2 };
-	int status = 0;
 	pid_t p = fork(), q;
-	struct pollfd ended = { p > 0 ? nwp_pidfd_open(p) : -1, POLLIN, 0 };
 	if (p == 0) {
 		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || setrlimit(RLIMIT_NPROC, &two)) _exit(1);
 		while (kill(-1, SIGKILL), (q = fork()) < 0) {
@@ -34,11 +32,7 @@ static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 		if (q > 0) waitpid(q, NULL, 0);
 		_exit(0);
 	}
-	if (p > 0 && poll(&ended, 1, 1000) == 0) kill(p, SIGKILL); /* one of them stopped it: it has that right */
-	nwp_close(&ended.fd);
-	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
-		;
-	return p > 0 && status == 0 ? 0 : -1;
+	return p > 0 && nwp_wait(p, 1000) == 0 ? 0 : -1; /* not for ever: one of them may have stopped it, it has that right */
 }
 
 int nwp_sweep_uid(uid_t uid, gid_t gid) {
@@ -102,10 +96,7 @@ static void remove_files(struct nw_run *r) {
 			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(1);
 		_exit(0);
 	}
-	int status = 0;
-	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
-		;
-	if (p <= 0 || status == 0) return;
+	if (p <= 0 || nwp_wait(p, PATIENCE_MS) == 0) return;
 	snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%s", d->file[0].path);
 	r->tally.left++;
 }

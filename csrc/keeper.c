@@ -55,8 +55,7 @@ void nwp_front_hear(struct nw_run *r) {
 
 /* The keeper is waited for, so that what the payload used is the pilot's children's (getrusage(2)). */
 int nwp_front_end(struct nw_run *r, struct nw_err *e) {
-	while (waitpid(r->keeper_pid, NULL, 0) < 0 && errno == EINTR)
-		;
+	nwp_wait(r->keeper_pid, -1);
 	if (!r->heard)
 		return nw_fail(e, NW_INTERNAL, "NW-KEEPER",
 			"the keeper was killed from outside; \"nodewrap sweep\" cleans up and completes the record of run %s", r->run);

@@ -77,6 +77,7 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e) {
 			uint32_t f = (uint32_t)first, at = m->size > 1 ? m->inside_uid : 0;
 			int range = lock_range(r, dir, f, m->size, e), got = range == -1 ? 0 : range < 0 ? -1 : lock_id(r, dir, f, f + at, e);
 			if (got <= 0) nwp_close(&range);
+			else r->range = range;
 			if (got < 0) return -1;
 			if (got) {
 				r->id = (struct nw_identity){ f + at, f + (m->size > 1 ? m->inside_gid : 0), m->inside_uid, m->inside_gid, m->size, f,
@@ -122,6 +123,7 @@ int nwp_lease(struct nw_run *r, struct nw_err *e) {
 void nwp_lease_leave(struct nw_run *r) {
 	nwp_close(&r->lease_fd);
 	nwp_close(&r->id.lock);
+	nwp_close(&r->range);
 }
 
 /* Only after everything is undone: whoever finds the lock free and the file gone may rely on it. */

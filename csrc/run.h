@@ -128,7 +128,7 @@ struct nw_run {
 	enum nw_handover how; /* of the work directory */
 	char run[37], boot[37], host[65];
 	char lease[NW_PATH + 64];
-	int lease_fd;
+	int lease_fd, range; /* range: lock of the block's ids */
 	char cgroup[NW_PATH * 3]; /* the run's own group, "" when there is none */
 	int cgroup_fd;
 	pid_t init, payload;     /* as seen from outside */
@@ -241,6 +241,7 @@ uint64_t nwp_realtime_us(void);
 void nwp_close(int *fd);
 int nwp_write_all(int fd, const void *p, size_t n);
 int nwp_write_file(const char *path, const char *text);
+int nwp_wait(pid_t p, int ms);
 int nwp_pidfd_open(pid_t pid);
 int nwp_pidfd_signal(int fd, int sig);
 

@@ -42,9 +42,7 @@ static int idmap_namespace(struct nw_run *r) {
 		snprintf(path, sizeof path, "/proc/%d/ns/user", (int)p);
 		fd = open(path, O_RDONLY | O_CLOEXEC);
 	}
-	kill(p, SIGKILL);
-	while (waitpid(p, NULL, 0) < 0 && errno == EINTR)
-		;
+	nwp_wait(p, 0);
 	return fd;
 }
 
@@ -95,16 +93,14 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 
 static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload) {
 	struct nw_tally t, *sum = &r->tally;
-	int fd[2], status = 0;
+	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
 	pid_t p = fork();
 	if (p == 0) walk(r, d, chown, to_payload, fd[1]);
 	close(fd[1]);
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
-	while (p > 0 && waitpid(p, &status, 0) < 0 && errno == EINTR)
-		;
-	if (!whole || status) return -1;
+	if (p < 0 || nwp_wait(p, -1) || !whole) return -1;
 	for (uint64_t i = 0; i < t.left && i < 4 && sum->left + i < 4; i++) memcpy(sum->left_path[sum->left + i], t.left_path[i], sizeof *t.left_path);
 	sum->entries += t.entries, sum->symlinks += t.symlinks, sum->special += t.special, sum->suid += t.suid;
 	sum->foreign += t.foreign, sum->left += t.left;
