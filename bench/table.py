@@ -27,7 +27,12 @@ def _start(one: Times, bare: float) -> tuple[str, ...]:
 
 def of_kills(kills: list[Kill]) -> list[str]:
     head = ("", "processes", "s until proved", "left", "promised", "")
-    return _columns([head, *((k.name, str(k.processes), f"{k.seconds:.3f}", str(k.left), f"{KILL_S}", kept(k.seconds, KILL_S)) for k in kills)])
+    return _columns([head, *(_kill(one) for one in kills)])
+
+
+def _kill(one: Kill) -> tuple[str, ...]:
+    judged = "MISSED" if one.left else kept(one.seconds, KILL_S)
+    return (one.name, str(one.processes), f"{one.seconds:.3f}", str(one.left), f"{KILL_S}", judged)
 
 
 def of_memory(parts: list[Memory]) -> list[str]:

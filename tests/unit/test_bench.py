@@ -1,0 +1,80 @@
+"""The measuring harness measures what it says: real starts, failures counted apart, promises judged by the numbers shown."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+from bench import table
+from bench.cases import Case
+from bench.measure import Kill, Memory, Times
+from bench.node import compiled
+from tests.need import need
+
+
+@pytest.fixture(scope="module")
+def timer():
+    """timer(lines, runs): {name: (failed, busy, [us])}."""
+    need("gcc")
+    program = compiled("timer")
+
+    def run(lines, runs=3):
+        done = subprocess.run([program, str(runs), "1"], input=lines, capture_output=True, text=True, check=True)
+        rows = [line.split("\t") for line in done.stdout.splitlines()]
+        return {name: (int(failed), int(busy), [float(one) for one in us]) for name, failed, busy, *us in rows}
+
+    return run
+
+
+def test_timer_shows_how_long_a_command_ran(timer):
+    found = timer("case slow\narg sleep\narg 0.05\ncase fast\narg true\n")
+    assert [len(us) for _, _, us in found.values()] == [3, 3]
+    assert min(found["slow"][2]) >= 50000 > min(found["fast"][2])
+
+
+def test_timer_counts_failures_apart(timer):
+    found = timer("case bad\narg false\ncase missing\narg /nonexistent/command\ncase good\narg true\n")
+    assert [(failed, len(us)) for failed, _, us in found.values()] == [(3, 0), (3, 0), (0, 3)]
+
+
+def test_timer_gives_a_case_its_words_environment_link_and_descriptor(timer, tmp_path):
+    (tmp_path / "text").write_text("x\n")
+    lines = [f"link {tmp_path}/link text", f"fd9 {tmp_path}/text", "env KEY=a b", "arg sh", "arg -c"]
+    script = f'test "$KEY" = "a b" && test "$(cat {tmp_path}/link)" = x && read word <&9 && test "$word" = x'
+    found = timer("\n".join(["case all", *lines, f"arg {script}"]) + "\n")
+    assert found["all"][0] == 0
+
+
+def test_tree_leaves_as_many_processes_as_asked():
+    need("gcc")
+    argv = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", compiled("tree"), "idle", "40"]
+    need("userns")
+    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    assert int(done.stdout.split()[0]) == 40
+
+
+@pytest.mark.parametrize(("ours", "word"), [(3900.0, "kept"), (4100.0, "MISSED")])
+def test_promise_is_judged_by_the_difference_of_medians(ours, word):
+    times = [Times(Case("bare", ()), [1000.0] * 3, 0, 0), Times(Case("ours", (), (), 3.0), [ours - 1, ours, 9000.0], 0, 1)]
+    lines = table.of_starts(times)
+    assert lines[2].split()[-1] == word
+    assert f"{(ours - 1000) / 1000:+.2f}" in lines[2]
+
+
+def test_failed_starts_are_shown():
+    lines = table.of_starts([Times(Case("bare", ()), [1000.0], 0, 0), Times(Case("ours", (), (), 3.0), [], 7, 0)])
+    assert "(7 FAILED)" in lines[2]
+    assert lines[2].endswith("MISSED")
+
+
+def test_kill_that_leaves_processes_or_takes_long_is_not_kept():
+    assert table.of_kills([Kill("x", 5000, 0.4, 0)])[1].endswith("kept")
+    assert table.of_kills([Kill("x", 5000, 0.6, 0)])[1].endswith("MISSED")
+    assert table.of_kills([Kill("x", 5000, 0.4, 1)])[1].endswith("MISSED")
+
+
+def test_memory_is_judged_together():
+    lines = table.of_memory([Memory("setuid", "launcher", 2000, 100), Memory("setuid", "init", 1500, 50)])
+    assert lines[-1].split()[2] == "3500"
+    assert lines[-1].endswith("MISSED")
