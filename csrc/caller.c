@@ -57,7 +57,7 @@ static int take_limits(struct nw_caller *c, struct nw_err *e) {
 		{ RLIMIT_CPU, 5, "RLIMIT_CPU (ulimit -t)" },
 		{ RLIMIT_NPROC, 16, "RLIMIT_NPROC (ulimit -u)" }, /* the end of the payload's processes is proved by a fork under its uid */
 	};
-	struct rlimit l, none = { 0, 0 };
+	struct rlimit l;
 	for (int i = 0; i < RLIM_NLIMITS; i++)
 		if (getrlimit(i, &c->limit[i])) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "getrlimit %d: %s", i, strerror(errno));
 	for (size_t i = 0; i < sizeof floor / sizeof *floor; i++) {
@@ -66,7 +66,8 @@ static int take_limits(struct nw_caller *c, struct nw_err *e) {
 			return nw_fail(e, NW_USAGE, "NW-LIMIT", "%s is %llu, nodewrap needs %llu to record and clean up; raise it for the pilot",
 				floor[i].name, (unsigned long long)l.rlim_cur, (unsigned long long)floor[i].need);
 	}
-	if (setrlimit(RLIMIT_CORE, &none)) /* no core with credentials in it */
+	/* No core with credentials in it. The hard limit stays: the payload, which may have cores, could not raise it again. */
+	if (setrlimit(RLIMIT_CORE, &(struct rlimit){ 0, c->limit[RLIMIT_CORE].rlim_max }))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "setrlimit RLIMIT_CORE: %s", strerror(errno));
 	return 0;
 }

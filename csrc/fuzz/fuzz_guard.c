@@ -4,41 +4,31 @@
 
 #include "guard.h"
 
-static char *copy(const uint8_t *data, size_t size)
-{
+static char *copy(const uint8_t *data, size_t size) {
 	char *text = malloc(size + 1);          /* the parsers cut in place and need the spare byte, no more */
 
-	if (!text)
-		abort();
+	if (!text) abort();
 	memcpy(text, data, size);
 	return text;
 }
 
-static void check_ranges(const struct nw_ranges *r, uint32_t lowest)
-{
-	if (r->n < 0 || r->n > NW_RANGES)
-		abort();
+static void check_ranges(const struct nw_ranges *r, uint32_t lowest) {
+	if (r->n < 0 || r->n > NW_RANGES) abort();
 	for (int i = 0; i < r->n; i++)
-		if (r->r[i].first > r->r[i].last || r->r[i].first < lowest)
-			abort();
+		if (r->r[i].first > r->r[i].last || r->r[i].first < lowest) abort();
 }
 
-static void check_guard(const struct nw_guard *g)
-{
+static void check_guard(const struct nw_guard *g) {
 	check_ranges(&g->caller_uid, 1);
 	check_ranges(&g->switch_uid, 1000);
 	check_ranges(&g->switch_gid, 1000);
 	check_ranges(&g->map_uid, 1000);
-	if (g->python[0] != '/' || g->script[0] != '/' || g->state[0] != '/' || g->audit[0] != '/' || g->caller_uid.n == 0)
-		abort();
-	if (g->has_child && (!g->child_uid || !g->child_gid))
-		abort();
-	if (!g->deadline_ms || g->deadline_ms > 120000 || !g->max_wall_s)
-		abort();
+	if (g->python[0] != '/' || g->script[0] != '/' || g->state[0] != '/' || g->audit[0] != '/' || g->caller_uid.n == 0) abort();
+	if (g->has_child && (!g->child_uid || !g->child_gid)) abort();
+	if (!g->deadline_ms || g->deadline_ms > 120000 || !g->max_wall_s) abort();
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 	static struct nw_guard g;
 	static struct nw_profile p;
 	struct nw_err e = { 0 };
@@ -47,14 +37,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	memset(&g, 0, sizeof g);
 	if (nw_guard_parse(text, size, &g, &e) == 0)
 		check_guard(&g);
-	else if (e.exit != NW_INTERNAL || strncmp(e.code, "NW-", 3) || !e.text[0])
-		abort();
+	else if (e.exit != NW_INTERNAL || strncmp(e.code, "NW-", 3) || !e.text[0]) abort();
 	free(text);
 
 	text = copy(data, size);
 	memset(&p, 0, sizeof p);
-	if (nw_profile_parse(text, size, "strict", &p, &e) == 0 && (p.n < 0 || p.n > NW_OPS || strcmp(p.name, "strict")))
-		abort();
+	if (nw_profile_parse(text, size, "strict", &p, &e) == 0 && (p.n < 0 || p.n > NW_OPS || strcmp(p.name, "strict"))) abort();
 	free(text);
 	return 0;
 }

@@ -4,16 +4,14 @@
 
 #include "json.h"
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
-{
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 	static char line[NW_RECORD_MAX];
 	struct nw_json j;
 	size_t half = size / 2, len;
 	char *text = malloc(size + 2);
 	const char *two[2];
 
-	if (!text)
-		abort();
+	if (!text) abort();
 	memcpy(text, data, half);
 	text[half] = '\0';
 	memcpy(text + half + 1, data + half, size - half);
@@ -27,10 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	nw_json_bool(&j, "nodewrap.isolation.seccomp", true);
 	len = nw_json_end(&j);
 	for (size_t i = 0; i < len; i++)
-		if ((unsigned char)line[i] < 0x20 && !(i == len - 1 && line[i] == '\n'))
-			abort();
-	if (len && (line[0] != '{' || line[len - 1] != '\n' || line[len - 2] != '}'))
-		abort();
+		if ((unsigned char)line[i] < 0x20 && !(i == len - 1 && line[i] == '\n')) abort();
+	if (len && (line[0] != '{' || line[len - 1] != '\n' || line[len - 2] != '}')) abort();
 	free(text);
 	return 0;
 }
