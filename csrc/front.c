@@ -1,4 +1,5 @@
 /* "nodewrap" and "glexec" on PATH: the launcher that this node is configured for, and Python for everything but runs. No privilege. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,8 +25,11 @@ static int run_launcher(char **argv) {
 	configured(name, sizeof name);
 	snprintf(path, sizeof path, NW_LIBEXEC "/nodewrap-%s", name);
 	execv(path, argv);
-	fprintf(stderr, "nodewrap: NW-LAUNCHER: %s: ", path);
-	perror("");
+	if (errno == EACCES) { /* it is executable by the callers' group alone */
+		fprintf(stderr, "nodewrap: NW-CALLER: this account may not execute %s; the site puts pilots into that file's group\n", path);
+		return 203;
+	}
+	fprintf(stderr, "nodewrap: NW-LAUNCHER: %s: %s\n", path, strerror(errno));
 	return 202;
 }
 
