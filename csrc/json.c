@@ -37,7 +37,7 @@ static bool is_active(unsigned c) {
 static int unit(const unsigned char *s, char to[8]) {
 	unsigned c;
 	int n = sequence(s, &c);
-	if (n == 0) strcpy(to, "\xef\xbf\xbd");
+	if (n == 0) snprintf(to, 8, "\xef\xbf\xbd");
 	else if (c == '"' || c == '\\') snprintf(to, 8, "\\%c", (int)c);
 	else if (is_active(c)) snprintf(to, 8, "\\u%04x", c);
 	else snprintf(to, 8, "%.*s", n, (const char *)s);
