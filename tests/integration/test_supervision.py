@@ -8,7 +8,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
@@ -127,7 +126,7 @@ def test_signals_to_the_launcher_reach_the_payload(case, name):
     # As the pilot itself: it may signal the launcher, whose real uid is its own (kill(2)).
     pilot = case.node.pilot
     ids = {"user": pilot.uid, "group": pilot.gid, "extra_groups": []} if os.geteuid() == 0 else {}
-    subprocess.run([sys.executable, "-c", f"import os; os.kill({live.process.pid}, {int(number)})"], check=True, **ids)
+    subprocess.run(["/usr/bin/python3", "-c", f"import os; os.kill({live.process.pid}, {int(number)})"], check=True, **ids)
     rc, out, err = live.end()
     assert (rc, out, err) == (0, f"{int(number)}\n".encode(), b"")
 
