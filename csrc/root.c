@@ -116,7 +116,7 @@ static int dev_base(int root, struct nw_err *e) {
 
 static int do_dev(int root, const struct nw_op *op, struct nw_err *e) {
 	char path[NW_PATH + 8];
-	bool dir;
+	bool dir = false;
 	int mnt;
 	if (dev_base(root, e)) return -1;
 	snprintf(path, sizeof path, "/dev/%s", op->path);
@@ -133,7 +133,7 @@ static int do_kernel_fs(int root, const char *type, const char *path, struct nw_
 static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e) {
 	const char *home;
 	struct stat st;
-	bool dir;
+	bool dir = false;
 	int mnt, at;
 	switch (op->kind) {
 	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, op->size, NULL, e);
