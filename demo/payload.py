@@ -112,6 +112,7 @@ def litter(to, mark):
         attempt(Path(place, mark).write_text, "left behind")
     os.symlink(to["proxy"], "result.log")
     os.symlink("../../../../../../etc/passwd", "summary.txt")
+    os.symlink("../pilot/setup.json", "inputs.json")
     os.mkfifo("output.fifo")
     return attempt(lambda: os.chmod("payload.py", 0o4755) or b"yes") == b"yes"
 
