@@ -156,6 +156,7 @@ static int rest_of(struct walk *w, int dir) {
 	struct level *l = &w->stack[w->depth - 1];
 	struct stat st;
 	long n;
+	if (!w->stack) return -1; /* for the analyser: nwp_tree has pushed the top */
 	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && !l->below && lseek(dir, 0, SEEK_SET) == 0)) {
 		l->below |= n == 0;
 		for (long at = 0; at < n;) {
