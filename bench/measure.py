@@ -112,16 +112,16 @@ def _kill(node: Node, place: Place, name: str, vo: str, payload: tuple[str, ...]
 
 
 class Memory(NamedTuple):
-    """Kilobytes of resident memory, and what of it belongs to the process alone (smaps_rollup: Rss, Private_*)."""
+    """Kilobytes of one process (proc(5), smaps_rollup): all that is resident, and with pages that processes share divided among them."""
 
     launcher: str
     part: str
     rss: int
-    private: int
+    pss: int
 
 
 def memory(node: Node) -> list[Memory]:
-    """Launcher and init of each installation while a payload sleeps."""
+    """The processes of each launcher while a payload sleeps."""
     return [found for place in node.places.values() for found in _memory(place)]
 
 
@@ -132,16 +132,22 @@ def _memory(place: Place) -> Iterator[Memory]:
     process: Any = place.site.start([place.site.binary, "run", *ask], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
-        for part, pid in (("launcher", process.pid), ("init", _child(process.pid))):
+        for name, pid in _family(process.pid):
             sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M))
-            yield Memory(place.site.launcher, part, int(sizes["Rss"]), int(sizes["Private_Clean"]) + int(sizes["Private_Dirty"]))
+            yield Memory(place.site.launcher, name, int(sizes["Rss"]), int(sizes["Pss"]))
     finally:
         process.terminate()
         process.wait()
 
 
-def _child(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/task/{pid}/children").read_text().split()[0])
+def _family(pid: int) -> Iterator[tuple[str, int]]:
+    """(name, pid) of the launcher's processes: itself and what it started, down to the payload."""
+    name = Path(f"/proc/{pid}/comm").read_text().strip()
+    if not name.startswith("nodewrap"):
+        return
+    yield name, pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        yield from _family(int(child))
 
 
 def lines_of_c() -> int:

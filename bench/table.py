@@ -36,12 +36,13 @@ def _kill(one: Kill) -> tuple[str, ...]:
 
 
 def of_memory(parts: list[Memory]) -> list[str]:
-    rows: list[tuple[str, ...]] = [("", "Rss KiB", "private KiB", "promised", "")]
+    """Judged by the sum of Pss: what the processes share (one program's pages) is there once."""
+    rows: list[tuple[str, ...]] = [("", "Rss KiB", "Pss KiB", "promised", "")]
     for launcher in sorted({part.launcher for part in parts}):
         own = [part for part in parts if part.launcher == launcher]
-        rows += [(f"{launcher} {part.part}", str(part.rss), str(part.private), "", "") for part in own]
-        total = sum(part.rss for part in own)
-        rows.append((f"{launcher} together", str(total), str(sum(part.private for part in own)), str(MEMORY_KB), kept(total, MEMORY_KB)))
+        rows += [(f"{launcher}: {part.part}", str(part.rss), str(part.pss), "", "") for part in own]
+        total = sum(part.pss for part in own)
+        rows.append((f"{launcher}: together", str(sum(part.rss for part in own)), str(total), str(MEMORY_KB), kept(total, MEMORY_KB)))
     return _columns(rows)
 
 

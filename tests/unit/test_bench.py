@@ -75,6 +75,6 @@ def test_kill_that_leaves_processes_or_takes_long_is_not_kept():
 
 
 def test_memory_is_judged_together():
-    lines = table.of_memory([Memory("setuid", "launcher", 2000, 100), Memory("setuid", "init", 1500, 50)])
-    assert lines[-1].split()[2] == "3500"
+    lines = table.of_memory([Memory("setuid", "launcher", 4000, 2000), Memory("setuid", "init", 3000, 1500)])
+    assert lines[-1].split()[2:4] == ["7000", "3500"]
     assert lines[-1].endswith("MISSED")
