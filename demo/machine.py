@@ -1,6 +1,6 @@
 """What a demonstration could leave on a machine, listed before and after: accounts, groups, mounts, files, IPC objects.
 
-Tests may run beside it on the same machine: what carries the name of one of their sessions is theirs, and is not compared.
+Tests and other demonstrations may run beside it: what carries the name of one of their sessions is theirs, and is not compared.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 ACCOUNT_FILES = ("passwd", "group", "subuid", "subgid")
 PLACES = ("/opt", "/srv", "/var/lib", "/tmp", "/var/tmp", "/dev/shm", "/dev/mqueue", "/run", "/var/mail", "/var/spool/mail", "/var/spool/cron")
-OTHERS = re.compile(r"nwt[0-9a-f]{4}|nodewrap-test-|pytest-")
+OTHERS = re.compile(r"nwt[0-9a-f]{4}|nodewrap-test-|pytest-|nwdemo-|nodewrap-demo-")
 #: In places that everybody uses, ours are: these names, and files whose owner has no account.
 NAMES = re.compile(r"nodewrap|nwt[0-9a-f]{4}|nwdemo|x509up|gltmp")
 
