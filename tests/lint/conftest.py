@@ -31,7 +31,7 @@ def clean():
 
     def run(program, *args, stdin=None):
         need(program)
-        argv = [program, *map(str, args)]
+        argv = [*map(str, (program, *args))]
         done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, input=stdin, env={**os.environ, "PATH": search_path()})
         if done.returncode != 0:
             pytest.fail(f"{' '.join(argv)}: exit {done.returncode}\n{done.stdout}{done.stderr}", pytrace=False)
