@@ -231,6 +231,13 @@ class Node:
         for path in (self.site.state / "ids").glob("*"):
             os.truncate(path, 0)
 
+    def settled(self):
+        """What is left once the keepers of launchers that a test killed have had their time."""
+        end = time.monotonic() + 5
+        while any((left := self.leftovers()).values()) and time.monotonic() < end:
+            time.sleep(0.01)
+        return left
+
     def is_clean(self):
         return not any(self.leftovers().values())
 

@@ -20,7 +20,7 @@ def opened(session, launcher):
     node = Node(site)
     yield node
     node.close()
-    left = node.leftovers()
+    left = node.settled()
     node.forget()
     site.reset()
     assert not any(left.values()), left

@@ -220,6 +220,8 @@ def test_launchers_death_by_kill_ends_the_payload_and_its_daemons(request, launc
         assert node.site.leases()
         subprocess.run(["kill", "-9", *map(str, daemons)], check=True)
     until(lambda: not any(map(alive, tree)) and not node.payload_processes(), "the namespace dies with its launcher", 2)
+    if node.privileged:
+        until(node.is_clean, "the keeper has finished", 5)
     node.forget()
 
 
@@ -471,5 +473,5 @@ def test_pilot_may_kill_the_launcher(setuid_node):
     subprocess.run(["kill", "-9", str(live.process.pid)], check=True, user=pilot.uid, group=pilot.gid, extra_groups=[])
     live.process.wait()
     until(lambda: not alive(live.pid), "the payload dies with its launcher", 2)
-    setuid_node.forget()
+    until(setuid_node.is_clean, "the keeper has finished", 5)
     assert setuid_node.run("map", "/bin/true").rc == 0
