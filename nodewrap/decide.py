@@ -116,7 +116,7 @@ class Files:
         if not data:
             raise model.Refusal(201, "NW-CREDENTIAL", f"{path} is empty; name the payload's proxy file")
         owner, mode, links = stat
-        if owner != uid or mode & 0o7077 or links != 1:
+        if owner != uid or mode & 0o7077 or links > 1:  # 0: replaced since, as renewers do by rename(2)
             why = f"belongs to uid {owner}" if owner != uid else f"has mode {mode & 0o7777:04o}" if mode & 0o7077 else "has other names (hard links)"
             raise model.Refusal(201, "NW-CREDENTIAL-MODE", f"{path} {why}; it must be the caller's alone (chmod 600)")
         return data

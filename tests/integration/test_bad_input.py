@@ -222,7 +222,8 @@ def test_credential_without_sense_is_denied_with_its_reason(trusted, own, pki):
 
 
 def test_proxy_that_is_swapped_while_it_is_checked_is_used_as_it_was_checked(setuid_node, pki, home):
-    """Two users' proxies take turns under one name: who is on record is whose proxy the payload holds, in every run."""
+    """Two users' proxies take turns under one name: who is on record is whose proxy the payload holds, in every run. And no run is refused
+    because its file was replaced by rename(2) meanwhile, as renewal does."""
     need("root")
     setuid_node.open_guard(ca_dir=str(pki.ca_dir), voms_dir=str(pki.voms_dir))
     pilot = setuid_node.pilot
@@ -277,6 +278,7 @@ def test_work_directory_that_is_not_the_callers_is_refused(node, own):
     for path, code in cases:
         ran = node.run("map", "/bin/true", options=["--workdir", str(path)])
         refused(ran, 201, code, "NW-WORKDIR-OWNER" if path == "/proc/self" else code)
+    closed.chmod(0o700)
 
 
 def test_exposed_directory_that_is_not_the_callers_is_refused(node, own):
