@@ -96,7 +96,6 @@ def test_chown_walk_changes_only_what_it_has_examined(setuid_node, home):
     top, victim = owned(home / "race", setuid_node.pilot), home / "victim"
     victim.write_text("root's")
     victim.chmod(0o666)  # so that protected_hardlinks lets the pilot link it
-    home.chmod(0o755)
     try:
         with as_pilot(setuid_node, SWAP, str(top), str(victim), "0"):
             for _ in range(30):
@@ -116,7 +115,6 @@ def test_payload_begins_in_the_leased_directory_whatever_its_name_leads_to_now(s
     private.chmod(0o700)
     owned(top / "a", setuid_node.pilot)
     (top / "b").symlink_to(private / "open")
-    home.chmod(0o755)
     read = 0
     try:
         with as_pilot(setuid_node, SWAP, str(top), "", "0.003"):
@@ -141,7 +139,6 @@ def test_links_out_of_a_directory_on_overlayfs_do_not_come_back(setuid_node, hom
     owned(layers["lower"] / "w", setuid_node.pilot)
     options = f"lowerdir={layers['lower']},upperdir={layers['upper']},workdir={layers['work']}"
     command("mount", "-t", "overlay", "none", "-o", options, layers["merged"])
-    home.chmod(0o755)
     try:
         top = layers["merged"] / "w"
         script = 'cd "$1" && for i in $(seq 100); do ln -s /etc/passwd l$i; mkdir d$i; ln -s /etc d$i/m; ln -s /etc m$i; done'
@@ -162,7 +159,6 @@ def test_links_out_of_a_directory_on_overlayfs_do_not_come_back(setuid_node, hom
 def test_pipe_end_sent_out_of_the_namespace_does_not_keep_the_launcher(setuid_node, home):
     """The launcher read its relay until the end of file, which never came while an accomplice outside held the payload's stdout."""
     top, kept = owned(home / "w", setuid_node.pilot), []
-    home.chmod(0o755)
     code = """
 import array, socket, sys
 s = socket.socket(socket.AF_UNIX)
@@ -239,7 +235,6 @@ def test_home_that_is_not_the_accounts_is_not_shown(deciding, setuid_node, home)
     """Named as home, any directory of the node was mounted in the payload's view, writable, whatever the profile hides."""
     user = setuid_node.site.accounts["user1"]
     (home / "inside").mkdir(mode=0o755)
-    home.chmod(0o755)
     own = owned(home / "own", user)
     shown = {}
     for path in (home / "inside", own):
