@@ -109,13 +109,14 @@ def firejail(node: Node) -> Case:
 
 def crun(node: Node) -> Case:
     """Rootless, without a cgroup manager; the root is the host's /usr and /etc."""
-    bundle, state = node.pilot.home / "bundle", node.pilot.home / "crun"
+    bundle = node.session.top / "crun"
     (bundle / "rootfs").mkdir(parents=True, exist_ok=True)
+    (bundle / "state").mkdir(exist_ok=True)
     (bundle / "config.json").write_text(json.dumps(_bundle(node)))
-    for path in (bundle, bundle / "rootfs", bundle / "config.json"):
+    for path in (bundle, bundle / "rootfs", bundle / "state", bundle / "config.json"):
         os.chown(path, node.pilot.uid, node.pilot.gid)
-    argv = ("crun", f"--root={state}", "--cgroup-manager=disabled", "run", f"--bundle={bundle}", "nodewrap-bench")
-    return Case("crun", argv, (f"env XDG_RUNTIME_DIR={node.pilot.home}",))
+    argv = ("crun", f"--root={bundle}/state", "--cgroup-manager=disabled", "run", f"--bundle={bundle}", "nodewrap-bench")
+    return Case("crun", argv, (f"env XDG_RUNTIME_DIR={bundle}",))
 
 
 def _bundle(node: Node) -> dict[str, object]:
