@@ -15,9 +15,16 @@ static int take_fds(struct nw_caller *c, struct nw_err *e) {
 	if (fill_std()) return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "cannot open /dev/null: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
 	for (int fd = 3; fd < NW_STATUS_FDS; fd++)
 		if (fcntl(fd, F_GETFD) >= 0) c->open[fd / 64] |= 1ull << fd % 64;
-	if (syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC))
+	if (syscall(SYS_close_range, NW_STATUS_FDS, ~0u, 0) || syscall(SYS_close_range, 3, ~0u, CLOSE_RANGE_CLOEXEC))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "close_range(2): %s; nodewrap needs Linux 5.12 or newer", strerror(errno));
 	return 0;
+}
+
+/* Once it is known which one is wanted: the rest of what the caller gave us, so that no process of ours keeps a pipe of the pilot's open
+ * (HTCondor's starter hung on that under glexec). Ours never have these numbers: they were taken when ours were opened. */
+void nwp_close_callers(struct nw_caller *c, int keep) {
+	for (int fd = 3; fd < NW_STATUS_FDS; fd++)
+		if (fd != keep && c->open[fd / 64] & 1ull << fd % 64) close(fd);
 }
 
 static int take_signals(struct nw_err *e) {

@@ -104,7 +104,7 @@ static void remove_files(struct nw_run *r) {
 /* Only after the last process is gone: nobody changes the tree under the walk. */
 void nwp_hand_back(struct nw_run *r) {
 	if (nwp_take_back(r)) {
-		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path ? r->work.path : "an exposed directory");
+		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
 		r->tally.left++;
 	}
 	remove_files(r);

@@ -106,7 +106,7 @@ static bool finish(struct nw_run *r, bool started) {
 	if (r->lease_fd >= 0) nwp_hand_back(r);
 	if (r->started_us) {
 		ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-		if (started && (r->work.fd >= 0 || r->decision.exposes)) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+		if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 		ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	}
 	if (!ok && r->role == NW_ALONE) tell(&lost);
@@ -160,6 +160,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 		return code;
 	}
 	if ((code = answer(r, &e)) >= 0) return code;
+	nwp_close_callers(&r->caller, r->decision.status_fd);
 	bool ready = prepare(r, &e) == 0;
 	if (r->role == NW_FRONT) {
 		nwp_close_payload_ends(r);

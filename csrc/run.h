@@ -154,6 +154,7 @@ struct nw_run {
 int nwp_main(const struct nw_launcher *l, int argc, char **argv);
 
 /* caller.c: take nothing from the caller unseen */
+void nwp_close_callers(struct nw_caller *c, int keep);
 int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e);
 int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e);
 bool nw_wants_credentials(int argc, char *const *argv, char *const *env);

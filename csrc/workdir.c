@@ -113,9 +113,7 @@ int nwp_give_work(struct nw_run *r) {
 	return bad;
 }
 
+/* The work directory alone: an exposed one is the pilot's, with links of its own, and stays as it is found. */
 int nwp_take_back(struct nw_run *r) {
-	int bad = r->work.fd >= 0 ? run_walk(r, &r->work, r->how == NW_CHOWN, false) : 0;
-	for (int i = 0; i < r->decision.exposes; i++)
-		if (r->expose[i].fd >= 0) bad |= run_walk(r, &r->expose[i], false, false);
-	return bad;
+	return r->work.fd >= 0 ? run_walk(r, &r->work, r->how == NW_CHOWN, false) : 0;
 }

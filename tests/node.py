@@ -172,12 +172,12 @@ class Node:
         assert (ran.rc, ran.err) == (0, b""), ran
         return json.loads(ran.out)
 
-    def start(self, kind, *command, profile="batch", options=(), **more):
+    def start(self, kind, *command, profile="batch", options=(), more_fds=(), **more):
         """Start command as a payload of that kind -> Live, once it runs."""
         reader, writer = os.pipe()
         options = ["--status-fd", str(writer), *options]
         streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        process = self.site.start(self.argv(kind, command, profile, options), fds=(writer,), **{**streams, **more})
+        process = self.site.start(self.argv(kind, command, profile, options), fds=(writer, *more_fds), **{**streams, **more})
         os.close(writer)
         self.lives.append(Live(process, os.fdopen(reader)))
         return self.lives[-1]

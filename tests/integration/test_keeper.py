@@ -65,9 +65,13 @@ def test_the_pilot_cannot_signal_the_keeper_and_it_is_no_orphan_of_the_pilots(se
 
 def test_the_keeper_holds_none_of_the_pilots_descriptors(setuid_node):
     """A pilot that waits for the end of a pipe must not wait for us: the status descriptor alone is held, to be written to."""
-    live = setuid_node.start("static", *WAIT)
+    reader, writer = os.pipe()
+    live = setuid_node.start("static", *WAIT, more_fds=(writer,))
+    os.close(writer)
     held = {os.readlink(f"/proc/{keeper_of(live)}/fd/{fd}") for fd in (0, 1, 2)}
     assert held == {"/dev/null"}
+    assert os.read(reader, 1) == b"", "nobody but the pilot has the other end any more"
+    os.close(reader)
     live.process.kill()
     assert live.process.stdout.read() == b""
     until(setuid_node.is_clean, "the keeper has finished", 2)
