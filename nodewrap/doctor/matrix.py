@@ -41,8 +41,8 @@ def cells(node: Node, findings: Findings) -> list[Cell]:
 
 
 #: What the launcher does in another way by itself and says so in the record, whatever on-missing says: chown instead of an idmapped mount, one
-#: id instead of a range, no node instead of one that is closed to the payload.
-RECORDED = ("root.idmap", "newuidmap", "fuse")
+#: id instead of a range. A device that is absent or closed is no part of a profile: it stands in the list of the node's facts.
+RECORDED = ("root.idmap", "newuidmap")
 
 
 def _cell(node: Node, findings: Findings, launcher: str, mode: str, profile: Profile) -> Cell:
@@ -89,8 +89,6 @@ def _wanted(profile: Profile, side: str) -> Iterator[str]:
         yield from ("seccomp", "keyring")
     if profile.landlock_abstract:
         yield "landlock"
-    if any(op.kind == "dev" and op.path == "fuse" for op in profile.ops):
-        yield "fuse"
 
 
 def _missing(findings: Findings, name: str, fatal: bool) -> Iterator[Reason]:
