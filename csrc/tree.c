@@ -72,6 +72,17 @@ static int set_mode(int fd, mode_t mode) {
 	return chmod(path, mode);
 }
 
+/* Rights that a file would carry: set-id bits, and file capabilities, which root of a nested user namespace may set. Any change of size
+ * takes the latter off (security_inode_killpriv): the only way for an owner without CAP_SETFCAP. */
+static void disarm(struct walk *w, int fd, const char *name, const struct stat *st) {
+	char path[32];
+	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
+	bool caps = getxattr(path, "security.capability", NULL, 0) > 0;
+	if (!caps && !(st->st_mode & (S_ISUID | S_ISGID))) return;
+	if ((caps && (set_mode(fd, 0600) || truncate(path, st->st_size))) || set_mode(fd, st->st_mode & 0777)) left(w, name);
+	else w->tally->suid++;
+}
+
 static void file(struct walk *w, int dir, int fd, const char *name, const struct stat *st) {
 	const struct nw_walk *x = w->want;
 	struct nw_tally *t = w->tally;
@@ -84,9 +95,8 @@ static void file(struct walk *w, int dir, int fd, const char *name, const struct
 		return drop(w, dir, name, &t->special);
 	} else if (x->neutralise && st->st_nlink > 1 && x->chown && (st->st_uid < x->first || st->st_uid > x->last) && st->st_uid != x->to_uid) {
 		return drop(w, dir, name, &t->foreign);
-	} else if (x->neutralise && st->st_mode & (S_ISUID | S_ISGID)) {
-		if (set_mode(fd, st->st_mode & 0777)) left(w, name);
-		else t->suid++;
+	} else if (x->neutralise) {
+		disarm(w, fd, name, st);
 	}
 	give(w, fd, name, st);
 }

@@ -420,6 +420,24 @@ def test_hard_link_to_somebody_elses_file_is_never_given_to_the_pilot(chowned):
     other.unlink()
 
 
+CAPS = """
+import os, struct
+with open("armed", "w") as file:
+    file.write("text")
+os.chmod("armed", 0o555)
+os.setxattr("armed", "security.capability", struct.pack("<5I", 0x02000001, 1 << 21, 0, 0, 0))
+"""
+
+
+def test_file_capabilities_of_a_nested_namespace_do_not_go_back(work):
+    ran = work.node.run(work.kind, "/usr/bin/unshare", "-Ur", "/usr/bin/python3", "-I", "-c", CAPS, profile="batch", options=["--workdir", str(work.top)])
+    assert ran.rc == 0, ran
+    armed = work.top / "armed"
+    assert os.listxattr(armed) == []
+    assert (armed.read_text(), armed.stat().st_mode & 0o7777) == ("text", 0o555)
+    assert ran.record("handover")["nodewrap"]["cleanup"]["neutralised"]["suid"] == 1
+
+
 # ---- exposed directories ----
 
 
