@@ -430,7 +430,8 @@ os.setxattr("armed", "security.capability", struct.pack("<5I", 0x02000001, 1 << 
 
 
 def test_file_capabilities_of_a_nested_namespace_do_not_go_back(work):
-    ran = work.node.run(work.kind, "/usr/bin/unshare", "-Ur", "/usr/bin/python3", "-I", "-c", CAPS, profile="batch", options=["--workdir", str(work.top)])
+    nested = ("/usr/bin/unshare", "-Ur", *python(CAPS))
+    ran = work.node.run(work.kind, *nested, profile="batch", options=["--workdir", str(work.top)])
     assert ran.rc == 0, ran
     armed = work.top / "armed"
     assert os.listxattr(armed) == []
