@@ -1,6 +1,6 @@
 /* The front process stays what the pilot knows: its real uid, its child, its descriptors, its signals. Under a privileged launcher all
  * the rest is done by the keeper, a child that is root through and through: the pilot cannot signal it, it holds none of the pilot's
- * descriptors, and when the front is killed it ends, cleans and records the run, and then goes (I9, I15). */
+ * descriptors but --status-fd, and when the front is killed it ends, cleans and records the run, and then goes (I9, I15). */
 #include "run.h"
 
 struct word {
@@ -58,7 +58,9 @@ int nwp_front_end(struct nw_run *r, struct nw_err *e) {
 	nwp_wait(r->keeper_pid, -1);
 	if (!r->heard)
 		return nw_fail(e, NW_INTERNAL, "NW-KEEPER",
-			"the keeper was killed from outside; \"nodewrap sweep\" cleans up and completes the record of run %s", r->run);
+			"the keeper was killed from outside; the payload has died with it, run %s has no end on record: look after its work "
+			"directory",
+			r->run);
 	*e = r->word;
 	return 0;
 }
