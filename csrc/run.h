@@ -142,6 +142,7 @@ struct nw_run {
 	int degrades;
 	uint64_t started_us, start_mono_ms;
 	bool unrecorded; /* audit failed and policy lets the run go on */
+	bool swept;      /* finished from its lease, by somebody else (sweep.c) */
 	/* how it ended */
 	bool ended;
 	int status, killed; /* wait status; processes that the end of the namespace killed */
