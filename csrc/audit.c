@@ -53,15 +53,15 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended) {
 		nw_json_strings(j, "process.args", (const char *const *)c->argv + from, c->argc - (int)from);
 	}
 	put_facts(j, &r->decision, "process");
-	if (r->started_us) {
+	if (r->started_us && !r->swept) { /* a lease knows only when it was written */
 		timestamp(s, sizeof s, r->started_us);
 		nw_json_string(j, "process.start", s);
 	}
-	if (ended) {
+	if (ended && r->ended) {
 		nw_json_int(j, "process.exit_code", WIFEXITED(r->status) ? WEXITSTATUS(r->status) : 128 + WTERMSIG(r->status));
 		if (WIFSIGNALED(r->status)) nw_json_int(j, "process.signal", WTERMSIG(r->status));
-		nw_json_string(j, "process.ended_by", r->why ? r->why : "exit");
 	}
+	if (ended) nw_json_string(j, "process.ended_by", r->why ? r->why : r->swept ? "swept" : r->ended ? "exit" : NULL);
 }
 
 static void put_isolation(struct nw_json *j, struct nw_run *r) {
@@ -114,14 +114,14 @@ static void put_usage(struct nw_json *j, struct nw_run *r) {
 
 static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, size_t cap, char *line, size_t max) {
 	const struct nw_decision *d = &r->decision;
-	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0;
+	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0, failed = why || r->left || (ended && r->status);
 	struct nw_json j;
 	char s[40];
 	nw_json_begin(&j, line, max, cap);
 	nw_json_int(&j, "event.sequence", (int64_t)sequence);
 	nw_json_string(&j, "event.action", action);
 	nw_json_string(&j, "event.kind", why || d->alarm ? "alert" : "event");
-	nw_json_string(&j, "event.outcome", why || r->left || (ended && r->status) ? "failure" : "success");
+	nw_json_string(&j, "event.outcome", failed ? "failure" : ended && !r->ended ? "unknown" : "success");
 	if (why) {
 		nw_json_string(&j, "event.code", why->code);
 		nw_json_string(&j, "event.message", why->text);
@@ -146,6 +146,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 		nw_json_string(&j, "nodewrap.mode", nw_mode_name[d->mode]);
 		nw_json_string(&j, "nodewrap.profile", d->profile);
 	}
+	if (r->swept) nw_json_bool(&j, "nodewrap.swept", true);
 	if (r->unrecorded) nw_json_bool(&j, "nodewrap.records_lost", true);
 	put_facts(&j, d, "nodewrap");
 	put_id(&j, "nodewrap.pilot.uid", r->caller.uid);
@@ -155,8 +156,8 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	put_facts(&j, d, "nodewrap.subject");
 	put_facts(&j, d, "nodewrap.policy");
 	put_facts(&j, d, "nodewrap.declared");
-	if (permit && strcmp(action, "authorize")) put_isolation(&j, r);
-	if (ended) put_usage(&j, r);
+	if (permit && !r->swept && strcmp(action, "authorize")) put_isolation(&j, r);
+	if (ended && !r->swept) put_usage(&j, r);
 	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0) put_cleanup(&j, r);
 	return nw_json_end(&j);
 }

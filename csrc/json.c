@@ -144,6 +144,7 @@ static bool is_claim(const char *path) {
 }
 
 void nw_json_string(struct nw_json *j, const char *path, const char *s) {
+	if (!s) return;
 	size_t cap = is_claim(path) || j->cap > NW_JSON_FLOOR ? j->cap : NW_JSON_FLOOR;
 	member(j, path, "");
 	struct kept k = quoted(j, s, cap);

@@ -22,7 +22,7 @@ struct nw_json {
 };
 
 void nw_json_begin(struct nw_json *j, char *buffer, size_t max, size_t cap);
-void nw_json_string(struct nw_json *j, const char *path, const char *s);
+void nw_json_string(struct nw_json *j, const char *path, const char *s); /* NULL: nothing is written */
 void nw_json_int(struct nw_json *j, const char *path, int64_t v);
 void nw_json_bool(struct nw_json *j, const char *path, bool v);
 void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n);

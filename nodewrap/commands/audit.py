@@ -110,6 +110,7 @@ def paragraph(group: list[log.Entry]) -> Iterator[str]:
 def line(record: log.Record) -> str:
     """Time, action, outcome, details: one line without anything that a terminal would obey."""
     shown = [f"{label}={safe(value)}" for label, value in ((label, log.text(record, path)) for label, path in DETAILS) if value]
+    shown += ["swept"] * (log.get(record, "nodewrap.swept") is True)
     for label, path in (("degrade", "nodewrap.degrade"), ("left_path", "nodewrap.cleanup.left_paths")):
         shown += [f"{label}={safe(item)}" for item in _strings(record, path)]
     command = shlex.join(_strings(record, "process.args"))

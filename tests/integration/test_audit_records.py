@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import c
 from tests.need import need
 from tests.node import SUBJECT
 from tests.site import command
@@ -95,6 +96,52 @@ def test_what_the_profile_could_not_get_is_recorded_as_degrade(userns_node):
     assert "cgroup" in ran.record("degrade")["nodewrap"]["degrade"]
     refused = userns_node.run("map", "/bin/true", profile="strict")
     assert (refused.rc, refused.record("error")["event"]["code"]) == (202, "NW-MISSING")
+
+
+# ---- written by a sweep, for a run that died (I9) ----
+
+
+@pytest.fixture(scope="module")
+def probe(tmp_path_factory):
+    """Writes records of runs that it makes up: (log's path, words of tests/c/audit_probe.c) -> records."""
+    need("gcc")
+    program, place = c.build("audit_probe", c.AUDIT, tmp_path_factory.mktemp("probe")), Path.home() / f"nw-probe-{os.getpid()}"
+
+    def write(*words):
+        log = place / "log"
+        done = subprocess.run([program, log, *words], capture_output=True, text=True, check=True)
+        assert set(done.stdout.split()) == {"ok"}, done
+        return [json.loads(line) for line in log.read_text().splitlines()]
+
+    place.mkdir(mode=0o700)
+    yield write
+    shutil.rmtree(place)
+
+
+def test_swept_record_says_so_and_leaves_out_what_a_lease_does_not_hold(probe):
+    *_, end, cleanup = probe("set", "swept=1", "set", "started=7", "set", f"fact=subject.dn={SUBJECT}", "exit", "cleanup")
+    assert end["nodewrap"]["swept"] is True
+    assert cleanup["nodewrap"]["swept"] is True
+    assert end["event"]["outcome"] == "unknown"
+    assert cleanup["event"]["outcome"] == "success"
+    assert end["process"] == {"entity_id": end["nodewrap"]["run"]["id"], "ended_by": "swept"}
+    assert not {"isolation", "usage", "profile"} & set(end["nodewrap"])
+    assert end["nodewrap"]["subject"]["dn"] == SUBJECT
+    assert cleanup["nodewrap"]["cleanup"]["processes_left"] == 0
+
+
+def test_swept_record_of_a_run_whose_processes_do_not_end_is_a_failure(probe):
+    *_, end = probe("set", "swept=1", "set", "left=1", "exit")
+    assert end["event"]["outcome"] == "failure"
+
+
+def test_end_that_nobody_saw_is_no_success(probe):
+    """Init killed from outside: there is no exit code to tell."""
+    *_, unseen, seen = probe("set", "argc=2", "set", "started=7", "exit", "set", "ended=1", "exit")
+    assert (unseen["event"]["outcome"], seen["event"]["outcome"]) == ("unknown", "success")
+    assert not {"exit_code", "ended_by"} & set(unseen["process"])
+    assert (seen["process"]["exit_code"], seen["process"]["ended_by"]) == (0, "exit")
+    assert "swept" not in unseen["nodewrap"]
 
 
 # ---- not to be forged (I13) ----

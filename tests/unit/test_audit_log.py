@@ -105,6 +105,16 @@ def test_records_of_a_run_stand_together_below_their_owner(tmp_path):
     assert rows[4].startswith(f"run {RUN_B}")
 
 
+def test_record_that_a_sweep_wrote_is_shown_as_such(tmp_path):
+    data = line(1, "exit", **{"process.ended_by": "swept", "event.outcome": "unknown", "nodewrap.swept": True}) + line(2, "cleanup")
+    status, out, _ = show(tmp_path, data)
+    rows = out.splitlines()
+    assert status == 0
+    assert "exit      unknown" in rows[1]
+    assert "by=swept swept" in rows[1]
+    assert "swept" not in rows[2]
+
+
 @pytest.mark.parametrize(("words", "sequences"), [
     ((), [1, 2, 3, 4]), (("--run", RUN_B), [2]), (("--run", "01934b2e"), [1, 2, 3, 4]), (("--run", "zz"), []), (("--user", "20001"), [1, 2, 3]),
     (("--user", "other"), [4]), (("--user", "1000"), [1, 2, 3, 4]), (("--dn", "Jane"), [1, 2, 3]), (("--dn", "jane"), []), (("--dn", "Bob"), [4]),

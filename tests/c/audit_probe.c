@@ -1,0 +1,46 @@
+/* Writes records with csrc/audit.c alone: `audit_probe LOG [set KEY=VALUE… | ACTION]…`. Prints for each action "ok" or its error.
+ * Keys: swept started ended status left argc=N (of made-up words), fact=KEY=VALUE, on_failure=0|1|2 (enum nw_on_failure), code=NW-… (of the
+ * following records, "" for none). */
+#include "run.h"
+
+static struct nw_launcher launcher = { "userns", false };
+static struct nw_run r;
+static struct nw_err why;
+static char *words[1000];
+
+static void set(char *key) {
+	char *value = strchr(key, '=');
+	*value++ = 0;
+	long n = strtol(value, NULL, 10);
+	if (!strcmp(key, "swept")) r.swept = n;
+	else if (!strcmp(key, "started")) r.started_us = (uint64_t)n;
+	else if (!strcmp(key, "ended")) r.ended = n;
+	else if (!strcmp(key, "status")) r.status = (int)n;
+	else if (!strcmp(key, "left")) r.left = (int)n;
+	else if (!strcmp(key, "argc")) r.caller.argc = (int)n;
+	else if (!strcmp(key, "on_failure")) r.guard.audit_on_failure = (int)n;
+	else if (!strcmp(key, "code")) snprintf(why.code, sizeof why.code, "%s", value);
+	else if (!strcmp(key, "fact")) {
+		char *rest = strchr(value, '=');
+		*rest++ = 0;
+		r.decision.fact[r.decision.facts++] = (struct nw_fact){ value, rest };
+	} else exit(2);
+}
+
+int main(int argc, char **argv) {
+	r.launcher = &launcher;
+	r.caller.uid = getuid();
+	r.caller.argv = words;
+	r.decision.verdict = NW_PERMIT;
+	r.userns = -1;
+	for (size_t i = 0; i < sizeof words / sizeof *words; i++) words[i] = (char *)"word";
+	snprintf(r.guard.audit, sizeof r.guard.audit, "%s", argv[1]);
+	snprintf(r.run, sizeof r.run, "0199a000-0000-7000-8000-000000000000");
+	for (int i = 2; i < argc; i++) {
+		struct nw_err e = { 0 };
+		if (!strcmp(argv[i], "set")) set(argv[++i]);
+		else if (nwp_record(&r, argv[i], why.code[0] ? &why : NULL, true, &e)) printf("%s %s\n", e.code, e.text);
+		else printf("ok\n");
+	}
+	return 0;
+}
