@@ -101,7 +101,7 @@ struct nw_dir {
 
 /* What is left of the payload's work in what goes back, and what was done about it. */
 struct nw_tally {
-	uint64_t entries, symlinks, special, suid, foreign, left;
+	uint64_t entries, symlinks, special, suid, foreign, removed, left;
 	char left_path[4][256];
 };
 
@@ -233,10 +233,13 @@ struct nw_walk {
 	const char *top; /* absolute path of the tree, for links that name it */
 	bool neutralise; /* remove what leads out, strip setuid bits */
 	bool chown;
+	bool remove;               /* everything of first..last goes; what is not theirs stays */
 	uid_t first, last, to_uid; /* chown what belongs to first..last */
 	gid_t to_gid;
 };
 void nwp_tree(int root, const struct nw_walk *w, struct nw_tally *t);
+/* The entries of dir that belong to first..last, with all that is in them and theirs; dir itself stays. Adds to *t. Before: become their owner. */
+void nwp_remove_owned(int dir, uid_t first, uid_t last, struct nw_tally *t);
 
 /* sys.c */
 uint64_t nwp_now_ms(void);

@@ -5,8 +5,9 @@
 struct level {
 	dev_t dev;
 	ino_t ino;
-	off_t next;  /* where to go on in a directory that was left for one below */
-	bool below;  /* second pass: directories, after everything else has been dealt with */
+	off_t next; /* where to go on in a directory that was left for one below */
+	int pass;   /* 0: all but directories; 1: into directories; 2, when removing: the directories themselves */
+	bool stays; /* something that has been told of keeps it from being removed */
 };
 
 struct entry {
@@ -28,6 +29,7 @@ static void left(struct walk *w, const char *name) {
 	struct nw_tally *t = w->tally;
 	if (t->left < 4) snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
 	t->left++;
+	if (w->depth) w->stack[w->depth - 1].stays = true;
 }
 
 /* "../" only at the front and not further than the top, nothing but names behind, or an absolute path into the tree: then no chain of
@@ -46,6 +48,11 @@ static bool stays_inside(const struct walk *w, const char *to) {
 	return true;
 }
 
+static bool ours(const struct walk *w, const struct stat *st) {
+	return st->st_uid >= w->want->first && st->st_uid <= w->want->last;
+}
+
+/* By name, there is no other way: an entry that somebody puts in its place at that moment goes, if the owner of the tree may remove it. */
 static void drop(struct walk *w, int dir, const char *name, uint64_t *count) {
 	if (unlinkat(dir, name, 0)) left(w, name);
 	else ++*count;
@@ -61,7 +68,7 @@ static int pin(int dir, const char *name, struct stat *st) {
 
 static void give(struct walk *w, int fd, const char *name, const struct stat *st) {
 	const struct nw_walk *x = w->want;
-	if (!x->chown || st->st_uid < x->first || st->st_uid > x->last) return;
+	if (!x->chown || !ours(w, st)) return;
 	if (fchownat(fd, "", x->to_uid, x->to_gid, AT_EMPTY_PATH)) left(w, name);
 }
 
@@ -93,7 +100,7 @@ static void file(struct walk *w, int dir, int fd, const char *name, const struct
 		if (n < 0 || !stays_inside(w, to)) return drop(w, dir, name, &t->symlinks);
 	} else if (x->neutralise && !S_ISREG(st->st_mode)) {
 		return drop(w, dir, name, &t->special);
-	} else if (x->neutralise && st->st_nlink > 1 && x->chown && (st->st_uid < x->first || st->st_uid > x->last) && st->st_uid != x->to_uid) {
+	} else if (x->neutralise && st->st_nlink > 1 && x->chown && !ours(w, st) && st->st_uid != x->to_uid) {
 		return drop(w, dir, name, &t->foreign);
 	} else if (x->neutralise) {
 		disarm(w, fd, name, st);
@@ -108,13 +115,13 @@ static int push(struct walk *w, const struct stat *st) {
 		w->stack = more;
 		w->room += 1024;
 	}
-	w->stack[w->depth++] = (struct level){ st->st_dev, st->st_ino, 0, false };
+	w->stack[w->depth++] = (struct level){ st->st_dev, st->st_ino, 0, 0, false };
 	return 0;
 }
 
 /* Into a directory below; one that the owner closed is opened up first. -1: it stays as it is, and is reported. */
 static int enter(struct walk *w, int pinned, const char *name, const struct stat *st) {
-	bool closed = (st->st_mode & 0700) != 0700 && set_mode(pinned, (st->st_mode & 0777) | 0700);
+	bool closed = (st->st_mode & 0700) != 0700 && (!w->want->remove || ours(w, st)) && set_mode(pinned, (st->st_mode & 0777) | 0700);
 	int fd = closed ? -1 : openat(pinned, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0 || push(w, st)) {
 		left(w, name);
@@ -132,6 +139,7 @@ static int leave(struct walk *w, int dir) {
 	close(dir);
 	w->depth--;
 	l = &w->stack[w->depth - 1];
+	l->stays |= l[1].stays;
 	if (up < 0 || fstat(up, &st) || st.st_dev != l->dev || st.st_ino != l->ino || lseek(up, l->next, SEEK_SET) < 0) {
 		left(w, "..");
 		nwp_close(&up);
@@ -139,36 +147,69 @@ static int leave(struct walk *w, int dir) {
 	return up;
 }
 
+/* What belongs to somebody else stays, and what is in it; in the top directory, which others share, without a word. */
+static void foreign(struct walk *w, const char *name) {
+	if (w->depth == 1) return;
+	w->tally->foreign++;
+	errno = EPERM;
+	left(w, name);
+}
+
+/* Removing, in the pass that is on. Descriptor of the directory to go on in, or -1. */
+static int take(struct walk *w, int dir, int fd, const char *name, const struct stat *st, int pass) {
+	struct level *l = &w->stack[w->depth - 1];
+	if (!ours(w, st)) {
+		if (pass < 2) foreign(w, name);
+	} else if (pass == 1) {
+		return enter(w, fd, name, st);
+	} else if (unlinkat(dir, name, pass ? AT_REMOVEDIR : 0) == 0) {
+		w->tally->removed++;
+	} else if (errno != ENOENT && (errno != ENOTEMPTY || !l->stays)) {
+		left(w, name);
+	}
+	return -1;
+}
+
 /* One entry in the pass that is on. Descriptor of the directory to go on in, or -1. */
 static int visit(struct walk *w, int dir, const struct entry *x) {
-	bool below = w->stack[w->depth - 1].below;
+	int pass = w->stack[w->depth - 1].pass, fd, down = -1;
 	struct stat st;
-	int fd, down = -1;
-	if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0 || (x->type != DT_UNKNOWN && (x->type == DT_DIR) != below)) return -1;
+	if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0 || (x->type != DT_UNKNOWN && (x->type == DT_DIR) != (pass > 0))) return -1;
 	if ((fd = pin(dir, x->name, &st)) < 0) {
-		left(w, x->name);
+		/* Gone is good. In a directory that others share, a mount is theirs. */
+		if (errno != ENOENT && pass < 2 && !(w->want->remove && w->depth == 1)) left(w, x->name);
 		return -1;
 	}
-	if (!S_ISDIR(st.st_mode) == !below) {
-		w->tally->entries++;
-		if (below) down = enter(w, fd, x->name, &st);
+	if (!S_ISDIR(st.st_mode) == (pass == 0)) {
+		w->tally->entries += pass < 2;
+		if (w->want->remove) down = take(w, dir, fd, x->name, &st, pass);
+		else if (pass) down = enter(w, fd, x->name, &st);
 		else file(w, dir, fd, x->name, &st);
 	}
 	close(fd);
 	return down;
 }
 
-/* The rest of one directory: first all but directories, then those. In the second pass nothing is removed any more: an offset would
- * not survive that on file systems that count entries (overlayfs, tmpfs before Linux 6.6), and what it skips would go back as it is.
+/* From the start. By a new descriptor: after lseek(2) to the end and a read there ext4 finds nothing at 0 (last_pos in ext4_dx_readdir). */
+static int again(int dir) {
+	int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	close(dir);
+	return fd;
+}
+
+/* The rest of one directory: first all but directories, then those, which are removed only in a pass of its own: while a directory is
+ * left and come back to nothing in it goes, since an offset would not survive that on file systems that count entries (overlayfs, tmpfs
+ * before Linux 6.6), and what it skips would go back as it is.
  * Descriptor of the directory to go on in, or -1 at the end of the walk. */
 static int rest_of(struct walk *w, int dir) {
 	static _Alignas(8) char buffer[32768];
 	struct level *l = &w->stack[w->depth - 1];
+	int last = w->want->remove ? 2 : 1;
 	struct stat st;
 	long n;
 	if (!w->stack) return -1; /* for the analyser: nwp_tree has pushed the top */
-	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && !l->below && lseek(dir, 0, SEEK_SET) == 0)) {
-		l->below |= n == 0;
+	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && l->pass < last && (dir = again(dir)) >= 0)) {
+		l->pass += n == 0;
 		for (long at = 0; at < n;) {
 			struct entry *x = (struct entry *)(void *)(buffer + at);
 			at += x->len;
@@ -180,7 +221,8 @@ static int rest_of(struct walk *w, int dir) {
 			}
 		}
 	}
-	if (n < 0) left(w, ".");
+	if (n < 0 || dir < 0) left(w, ".");
+	if (dir < 0) return -1;
 	if (w->depth > 1) return leave(w, dir);
 	if (fstat(dir, &st) == 0) give(w, dir, ".", &st);
 	close(dir);
@@ -193,4 +235,10 @@ void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 	int dir = fstat(root, &st) ? -1 : enter(&w, root, ".", &st); /* the payload may have closed the top as well */
 	while (dir >= 0) dir = rest_of(&w, dir);
 	free(w.stack);
+}
+
+/* What somebody left in a directory that others share. In a process that has the rights of the owner and no more (I8). */
+void nwp_remove_owned(int dir, uid_t first, uid_t last, struct nw_tally *t) {
+	struct nw_walk w = { .top = "", .remove = true, .first = first, .last = last };
+	nwp_tree(dir, &w, t);
 }
