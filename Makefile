@@ -171,6 +171,11 @@ lint: $(VENV)/.core ## ruff, mypy, gcc -fanalyzer, cppcheck, clang-tidy, shellch
 bench: $(VENV)/.core build ## start-up cost beside bare exec, bwrap, sudo, firejail, crun
 	$(VPY) -m bench $(BENCH_ARGS)
 
+# CRASH_ARGS="--sample 2000", "--case 'setuid/*' --kills": see tests/crash/matrix.py
+.PHONY: crash
+crash: $(VENV)/.core build ## kill every process of a run, and fail every call, at every system call (root; hours)
+	$(VPY) -m tests.crash.matrix $(or $(CRASH_ARGS),--all)
+
 .PHONY: fuzz
 fuzz: ## libFuzzer on the C parsers, FUZZ_SECONDS=60 each (needs clang)
 	packaging/fuzz.sh $(or $(FUZZ_SECONDS),60)

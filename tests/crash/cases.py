@@ -1,0 +1,176 @@
+"""A launcher, a kind and a profile, ready to be run again and again under nth, each time from the same beginning."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.crash.points import Listing
+from tests.node import BLOCK, DELEGATED, MAP_BLOCKS, MAP_FIRST, Node
+from tests.site import account_command
+
+HERE = Path(__file__).parent
+PROFILES = ("batch", "strict", "none")
+PAYLOAD = "nw-crash"
+DAEMONS = 2
+#: A call that fails may make the launcher wait for something that does not come: 30 s (isolate.c, news).
+HANG_S = 45
+#: launcher/kind/profile; "subuid": userns with a range of subordinate ids.
+CASES = (
+    *(f"setuid/{kind}/{profile}" for kind in ("static", "pool", "map", "block", "log-only") for profile in PROFILES),
+    *(f"userns/{kind}/{profile}" for kind in ("map", "log-only", "subuid") for profile in PROFILES),
+)
+
+
+class Tools:
+    """nth and the payload, compiled below top."""
+
+    def __init__(self, top):
+        self.nth, self.payload = top / "nth", top / PAYLOAD
+        for source, program in (("nth.c", self.nth), ("payload.c", self.payload)):
+            subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, HERE / source], check=True)
+
+
+@dataclass
+class Outcome:
+    """One run under nth. status: exit code of the command, -n for signal n. out, err: bytes. events: lines of --status-fd. hits: [(place, n,
+    call number)] of the points that were reached. hangs: what hung. free_ms: from the command's end to that of its last process. lines: all words
+    of nth."""
+
+    status: int
+    out: bytes
+    err: bytes
+    events: list
+    hits: list
+    hangs: list
+    free_ms: int
+    seconds: float
+    lines: list = field(repr=False)
+
+
+class Case:
+    """name: as in CASES. work: the work directory of its runs. nonce: what the payload of the run says."""
+
+    def __init__(self, session, tools, name):
+        self.name, self.session, self.tools = name, session, tools
+        self.launcher, self.kind, self.profile = name.split("/")
+        self.site = session.site(self.launcher)
+        self.node = Node(self.site)
+        self.pilot = self.site.pilot
+        self.work = session.top / "work"
+        self.program = self.site.prefix / f"libexec/nodewrap/nodewrap-{self.launcher}"
+        self.sweeper = self.site.prefix / "libexec/nodewrap/nodewrap-sweep"
+        self.uids = self.node.uids() | {self.pilot.uid}
+        self._subuid(self.kind == "subuid")
+        self.fresh()
+
+    def _subuid(self, wanted):
+        """The pilot's range of subordinate ids comes and goes with the cases that need it: with it, userns/map is another thing."""
+        has = any(line.startswith(f"{self.pilot.name}:") for line in Path("/etc/subuid").read_text().splitlines())
+        if has != wanted:
+            span, word = f"{DELEGATED}-{DELEGATED + BLOCK - 1}", "add" if wanted else "del"
+            account_command("usermod", f"--{word}-subuids", span, f"--{word}-subgids", span, self.pilot.name)
+
+    def owns(self, uid):
+        """Is it an id that only the processes of this session have?"""
+        return uid in self.uids or MAP_FIRST <= uid < MAP_FIRST + MAP_BLOCKS * BLOCK or DELEGATED <= uid < DELEGATED + BLOCK
+
+    def fresh(self):
+        """A new nonce, and a work directory as a pilot prepares it."""
+        self.nonce = secrets.token_hex(8)
+        if self.work.is_symlink() or self.work.exists():
+            shutil.rmtree(self.work)
+        given = self.work / "given"
+        given.mkdir(parents=True)
+        (given / "input").write_text(self.nonce)
+        shutil.copy(self.tools.payload, given / PAYLOAD)  # profile strict shows nothing else of ours
+        for path in (self.work, given, given / "input", given / PAYLOAD):
+            os.chown(path, self.pilot.uid, self.pilot.gid)
+
+    def argv(self, status_fd):
+        kind = "block" if self.kind == "subuid" else self.kind
+        options = ["--workdir", str(self.work), "--status-fd", str(status_fd)]
+        command = [str(self.work / "given" / PAYLOAD), self.nonce, str(DAEMONS), "files"]
+        return self.node.argv(kind, command, self.profile, options, launcher=self.program)
+
+    def run(self, *options, argv=None, root=False):
+        """The command (default: the run) under nth with these options -> Outcome."""
+        began, pipes = time.monotonic(), [os.pipe() for _ in range(3)]
+        (lines, lines_w), (out, out_w), (status, status_w) = pipes
+        ids = [] if root else ["-u", self.pilot.uid, "-g", self.pilot.gid, "-G", ",".join(map(str, self.pilot.groups))]
+        words = [self.tools.nth, "-o", lines_w, "-t", HANG_S, "-p", PAYLOAD, *ids, *options, "--", *(argv or self.argv(status_w))]
+        with open(self.session.top / "stderr", "w+b") as err:  # a file: it is carried over, which a pipe is not
+            # The pipe of the lines is read at once: the daemons have none of it, and it ends with nth.
+            process = subprocess.Popen(
+                [str(word) for word in words], env=self.site.environment(self.pilot), cwd="/", pass_fds=(lines_w, status_w), stdin=subprocess.DEVNULL,
+                stdout=out_w, stderr=err, start_new_session=True,
+            )
+            for fd in (lines_w, out_w, status_w):
+                os.close(fd)
+            with os.fdopen(lines) as stream:
+                told = [line.split() for line in stream]
+            if process.wait() != 0:
+                raise RuntimeError(f"nth: {process.returncode}")
+            err.seek(0)
+            said = err.read()
+        return self._outcome(told, drained(out), said, drained(status), time.monotonic() - began)
+
+    def _outcome(self, told, out, err, events, seconds):
+        status = os.waitstatus_to_exitcode(next(int(words[1]) for words in told if words[0] == "end"))
+        hits = [(words[1], int(words[2]), int(words[3])) for words in told if words[0] == "hit"]
+        free = next(int(words[1]) for words in told if words[0] == "free")
+        hangs = [" ".join(words[1:]) for words in told if words[0] == "hang"]
+        return Outcome(status, out, err, [json.loads(line) for line in events.splitlines()], hits, hangs, free, seconds, told)
+
+    def listing(self):
+        """The calls of one undisturbed run, or of a sweep -> Listing."""
+        self.fresh()
+        return Listing(self.run("-l").lines)
+
+    def sweep(self):
+        """nodewrap-sweep, as who owns the leases. Its exit status and what it said."""
+        owner = {} if self.launcher == "setuid" else {"user": self.pilot.uid, "group": self.pilot.gid, "extra_groups": self.pilot.groups}
+        env = self.site.environment(self.pilot)
+        done = subprocess.run([self.sweeper], env=env, cwd="/", capture_output=True, timeout=HANG_S, check=False, **owner)
+        return done.returncode, done.stdout + done.stderr
+
+    def processes(self):
+        """{pid: what it is} of everything of this session's that runs: its programs, wherever they are shown, and its ids."""
+        found, top = {}, f"{self.session.top}/"
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                exe = ""
+                with contextlib.suppress(OSError):  # a kernel thread, or just ended
+                    exe = os.readlink(f"/proc/{pid}/exe")
+                if exe.startswith(top) or PAYLOAD in exe or self.owns(os.stat(f"/proc/{pid}").st_uid):
+                    stat = Path(f"/proc/{pid}/stat").read_text()
+                    if stat.rpartition(")")[2].split()[0] != "Z":
+                        found[int(pid)] = f"{exe} {stat.split(')')[0].split('(')[-1]}"
+        return found
+
+    def reset(self):
+        """After a violation: the next point begins where every other did."""
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        while self.processes():
+            time.sleep(0.01)
+        self.node.forget()
+
+
+def drained(fd):
+    """What a pipe holds; whoever still has its other end is not waited for."""
+    os.set_blocking(fd, False)
+    found = b""
+    with os.fdopen(fd, "rb", buffering=0) as stream:
+        while chunk := stream.read(1 << 16):
+            found += chunk
+    return found

@@ -1,0 +1,148 @@
+"""The invariants, checked from outside: by /proc, the file system and the audit log, never by asking nodewrap.
+
+Of a run, once it is over:      nobody hangs; the caller sees a documented exit code, and one line NW-… when it is 201 to 203; when it sees
+                                the payload's own code, all is clean and on record already.
+Once it has been swept:         no process, no lease, no id held, no cgroup, no mount; the work directory is the pilot's, whole, and leads nowhere;
+                                records: every line parses, the numbers go on by one, each start has its exit and cleanup, at most one of each
+                                not swept, and no payload was executed without a start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+import time
+from pathlib import Path
+
+PAYLOADS_CODE = 7
+CODES = {PAYLOADS_CODE, 201, 202, 203, 126, 127}
+LINE = re.compile(rb"nodewrap: NW-[A-Z0-9-]+: [^\n]+\n")
+GONE_S = 5
+
+
+class Judge:
+    """Of one case. Keeps where its audit log ends."""
+
+    def __init__(self, case):
+        self.case, self.offset, self.sequence, self.problems = case, 0, 0, []
+        self.records()
+        self.problems = []
+
+    # ---- records ----
+
+    def records(self):
+        """The records since the last look; what is wrong with their lines goes to problems."""
+        path, found = self.case.site.audit, []
+        if not path.exists():
+            return found
+        with open(path, "rb") as log:
+            log.seek(self.offset)
+            text = log.read()
+        self.offset += len(text)
+        if text and not text.endswith(b"\n"):
+            self.problems.append("audit: torn tail")
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                self.problems.append(f"audit: no record: {line[:80]!r}")
+                continue
+            number = record["event"]["sequence"]
+            if number != self.sequence + 1:
+                self.problems.append(f"audit: number {number} after {self.sequence}")
+            self.sequence = number
+            found.append(record)
+        return found
+
+    def judge_records(self, records, executed):
+        """executed: a payload did run (its nonce was seen). Of the records of all runs since the last look."""
+        runs = {}
+        for record in records:
+            runs.setdefault(record["nodewrap"]["run"]["id"], []).append((record["event"]["action"], bool(record["nodewrap"].get("swept"))))
+        for run, actions in runs.items():
+            names = [action for action, _ in actions]
+            for end in ("exit", "cleanup"):
+                if "start" in names and end not in names:
+                    self.problems.append(f"records: start without {end}: {names}")
+                if actions.count((end, False)) > 1:
+                    self.problems.append(f"records: {end} twice: {names}")
+            if names.count("start") > 1:
+                self.problems.append(f"records: start twice in {run}: {names}")
+        if executed and not any(("start", False) in actions for actions in runs.values()):
+            self.problems.append(f"records: executed without start: {list(runs.values())}")
+        return runs
+
+    # ---- what is left ----
+
+    def left(self):
+        """What the run left outside its work directory, as lines."""
+        case, found = self.case, []
+        end = time.monotonic() + GONE_S
+        while (alive := case.processes()) and time.monotonic() < end:
+            time.sleep(0.01)
+        found += [f"process {pid} {what}" for pid, what in alive.items()]
+        found += [f"lease {name}" for name in case.site.leases()]
+        found += [f"id {path.name} held" for path in (case.site.state / "ids").glob("*") if path.stat().st_size]
+        found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {case.session.top}/" in line]
+        return found
+
+    def cgroups(self, runs):
+        """Directories of these runs' cgroups."""
+        places = self.case.site.read_guard().get("cgroup", [])
+        own = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")), "/")
+        paths = [Path(f"{place}{own if own != '/' else ''}/nodewrap-{run}") for place in places for run in runs]
+        return [f"cgroup {path}" for path in paths if path.exists()]
+
+    def work(self):
+        """What is wrong with the work directory, as lines: all of it is the pilot's, carries no rights, leads nowhere."""
+        case, found = self.case, []
+        if (case.work / "given/input").read_text() != case.nonce:
+            found.append("work: the pilot's own file is another one")
+        for directory, directories, files in os.walk(case.work):
+            links = [name for name in directories if os.path.islink(os.path.join(directory, name))]
+            for path in [Path(directory, name) for name in (".", *links, *files)]:
+                found += self._entry(path, path.lstat())
+        return found
+
+    def _entry(self, path, st):
+        case, name = self.case, path.relative_to(self.case.work)
+        if (st.st_uid, st.st_gid) != (case.pilot.uid, case.pilot.gid):
+            yield f"work: {name} belongs to {st.st_uid}:{st.st_gid}"
+        if stat.S_ISLNK(st.st_mode):
+            if os.path.relpath(os.path.join(path.parent, os.readlink(path)), case.work).startswith(".."):
+                yield f"work: {name} leads to {os.readlink(path)}"
+        elif not (stat.S_ISREG(st.st_mode) or stat.S_ISDIR(st.st_mode)):
+            yield f"work: {name} is special"
+        elif st.st_mode & (stat.S_ISUID | stat.S_ISGID):
+            yield f"work: {name} has mode {st.st_mode:o}"
+
+    # ---- the whole ----
+
+    def over(self, outcome, killed):
+        """Right after the run. killed: places that were killed."""
+        say = self.problems.append
+        for hang in outcome.hangs:
+            say(f"hang: {hang}")
+        status, err = outcome.status, outcome.err
+        documented = status in CODES or (status == -9 and "0" in killed) or (status == 137 and killed)
+        if not documented:
+            say(f"exit status {status}, {err[-300:]!r}")
+        lines = LINE.findall(err)
+        if b"".join(lines) != err:
+            say(f"stderr: {err[-300:]!r}")
+        if status in (201, 202, 203) and len(lines) != 1:
+            say(f"exit {status} with {len(lines)} lines on stderr: {err[-300:]!r}")
+        if outcome.out not in (b"", self.case.nonce.encode()):
+            say(f"stdout: {outcome.out[:80]!r}")
+
+    def clean(self, records, when):
+        """Nothing is left to be done. records: those of the runs. when: words for the problems."""
+        runs = {record["nodewrap"]["run"]["id"] for record in records}
+        self.problems += [f"{when}: {line}" for line in [*self.left(), *self.cgroups(runs), *self.work()]]
+
+    def verdict(self):
+        """The problems so far, which are forgotten."""
+        found, self.problems = self.problems, []
+        return found

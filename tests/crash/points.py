@@ -1,0 +1,190 @@
+"""Points: a place (which process), a number (which of its system calls) and what happens there; and the list of all that a run has."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import subprocess
+from dataclasses import dataclass, field
+
+WHAT = {"k": "killed before", "a": "killed after", "A": "all killed before", "f": "fails:", "s": "takes half:"}
+
+
+@functools.cache
+def syscall_names():
+    """{number: name} of this machine, as the kernel's own header has them."""
+    header = subprocess.run(["cc", "-dM", "-E", "-include", "sys/syscall.h", "-xc", "/dev/null"], check=True, capture_output=True, text=True).stdout
+    return {int(number): name for name, number in re.findall(r"#define __NR_(\w+) (\d+)\n", header)}
+
+
+@dataclass(frozen=True)
+class Point:
+    """what: a letter of nth.c's options. n: from 1. arg: milliseconds of holding, or the errno."""
+
+    what: str
+    place: str
+    n: int
+    arg: int = 0
+
+    def __str__(self):
+        tail = f":{errno.errorcode[self.arg]}" if self.what == "f" else f":{self.arg}" if self.arg else ""
+        return f"{self.what}:{self.place}:{self.n}{tail}"
+
+    def option(self):
+        """The words for nth."""
+        return [f"-{self.what}", f"{self.place}:{self.n}:{self.arg}"]
+
+
+def parse(text):
+    """What ``str`` of points, joined by "+", was made of."""
+    found = []
+    for part in text.split("+"):
+        what, place, n, *rest = part.split(":")
+        arg = 0 if not rest else getattr(errno, rest[0]) if what == "f" else int(rest[0])
+        found.append(Point(what, place, int(n), arg))
+    return tuple(found)
+
+
+def text_of(points):
+    return "+".join(map(str, points))
+
+
+@dataclass
+class Process:
+    """One process of a run. place, parent: places. calls: [(order among all calls of the run, name, what it is about)], execs: names executed after
+    so many calls. role: what it is in a run of nodewrap."""
+
+    place: str
+    calls: list = field(default_factory=list)
+    execs: list = field(default_factory=list)
+    role: str = "?"
+
+    @property
+    def parent(self):
+        return self.place.rpartition(".")[0]
+
+
+class Listing:
+    """All processes of one undisturbed run, by place."""
+
+    def __init__(self, lines):
+        names, self.processes, order = syscall_names(), {}, 0
+        for kind, *words in lines:
+            if kind == "call":
+                order += 1
+                self.process(words[0]).calls.append((order, names[int(words[2])], words[3] if len(words) > 3 else ""))
+            elif kind == "exec":
+                self.process(words[0]).execs.append((int(words[1]), words[2]))
+            elif kind == "born":
+                self.process(words[0])
+        self.total = order
+        for process in self.processes.values():
+            process.role = self._role(process)
+
+    def process(self, place):
+        return self.processes.setdefault(place, Process(place))
+
+    def _role(self, process):
+        """Told by what it does; a helper's helpers are what their parent is."""
+        names = {name for _, name, _ in process.calls}
+        programs = [name for _, name in process.execs]
+        if process.place == "0":
+            return "front"
+        if any(name.startswith("python") for name in programs):
+            return "policy"
+        if any(name.startswith("nw-crash") for name in programs):
+            return "payload"
+        if any(child.parent == process.place and any(name.startswith("nw-crash") for _, name in child.execs) for child in self.processes.values()):
+            return "init"
+        if "clone3" in names:
+            return "keeper"
+        if "fdatasync" in names or any("audit.jsonl" in about for _, _, about in process.calls):
+            return "recorder"
+        if "getdents64" in names:
+            return "walker"
+        if "kill" in names or (process.parent and self.process(process.parent).role == "sweeper"):
+            return "sweeper"
+        return "idmap" if "pause" in names else "status" if "write" in names else "helper"
+
+    def phase(self, name):
+        """(first, last) order of calls. start: up to the lease. lease: from the first look at the locks to the payload's exec. kill: from its end,
+        which init is the first to hear of."""
+        of = [(order, call, about) for process in self.processes.values() for order, call, about in process.calls]
+        lease = min(order for order, call, about in of if call == "mkdirat" and about in ("ids", "leases"))
+        payload = next(process for process in self.processes.values() if process.role == "payload")
+        exec_ = max(order for order, call, _ in payload.calls if call == "execve")
+        init = next(process for process in self.processes.values() if process.role == "init")
+        kill = min((order for order, _, _ in init.calls if order > exec_), default=self.total)
+        return {"start": (1, lease - 1), "lease": (lease, exec_), "run": (exec_ + 1, kill - 1), "kill": (kill, self.total)}[name]
+
+    def calls(self, phases=("start", "lease", "run", "kill"), policy=6):
+        """(process, n, name) of the calls of these phases. Of the policy child, once it is Python, that many evenly spread: it is one point."""
+        spans = [self.phase(name) for name in phases]
+        for process in self.processes.values():
+            limit = process.execs[0][0] if process.role == "policy" else len(process.calls)
+            step = max(1, (len(process.calls) - limit) // policy)
+            for n, (order, name, _) in enumerate(process.calls, 1):
+                if any(first <= order <= last for first, last in spans) and (n <= limit or n % step == 0):
+                    yield process, n, name
+
+    def kills(self, **which):
+        """Points at which to kill: before each call, and all processes at once before each."""
+        return [Point(what, process.place, n) for process, n, _ in self.calls(**which) for what in "kA"]
+
+    def kills_after(self, **which):
+        """After each call, held for a while so that the other processes run as far as they can without this one."""
+        return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
+
+    def faults(self, **which):
+        """Each call with each errno that applies to it; not in Python, whose errors are its own tests' business."""
+        found = []
+        for process, n, name in self.calls(**which, policy=1):
+            if process.role == "policy" and n > process.execs[0][0]:
+                continue
+            found += [Point("f", process.place, n, number) for number in ERRNOS.get(name, ())]
+            if name in SHORT:
+                found.append(Point("s", process.place, n))
+        return found
+
+
+def _table(text):
+    """{name: (errno, ...)} of lines "errnos: names"."""
+    table = {}
+    for line in text.strip().splitlines():
+        errnos, _, names = line.partition(":")
+        for name in names.split():
+            table[name] = table.get(name, ()) + tuple(getattr(errno, word) for word in errnos.split())
+    return table
+
+
+#: What can happen to a call on a machine that is short of something, old, interrupted, or forbids it (section 2 of the manual).
+#: Left out are calls that cannot fail (getpid, umask, the read-only get*id), and those of libc's start (brk, arch_prctl, set_*, rseq, mprotect:
+#: what happens before main() is libc's).
+ERRNOS = _table("""
+EMFILE ENOMEM EIO: openat openat2 open open_tree fsopen fsmount memfd_create
+EINTR ENOSPC: openat
+EACCES: openat2
+EMFILE ENFILE ENOMEM: socket socketpair pipe2 signalfd4 dup dup2 pidfd_open landlock_create_ruleset
+EMFILE: fcntl
+EAGAIN ENOMEM: clone clone3 fork vfork
+ENOMEM: mmap poll keyctl seccomp landlock_restrict_self mount_setattr fsconfig move_mount mount umount2 pivot_root setsockopt
+EPERM: mount_setattr fsconfig move_mount mount umount2 pivot_root open_tree fsopen fsmount keyctl seccomp landlock_restrict_self setsid capset
+EPERM: prctl prlimit64 setresuid setresgid setgroups setuid chown fchownat fchmod chmod kill pidfd_send_signal setns unshare
+EPERM: mknodat mkdirat mkdir symlinkat unlink unlinkat clone clone3 rmdir
+EAGAIN: setresuid
+EINTR: poll wait4 flock fcntl read write recvfrom recvmsg sendto sendmsg close
+EINVAL: clone3 openat2 mount_setattr open_tree pidfd_open pidfd_send_signal landlock_create_ruleset close_range
+ENOSYS: clone3 openat2 mount_setattr open_tree pidfd_open landlock_create_ruleset close_range
+EIO: read pread64 write pwrite64 fsync fdatasync ftruncate truncate getdents64 newfstatat readlinkat readlink lseek unlink unlinkat mkdir mkdirat
+EIO: rmdir chmod fchownat getxattr close mknodat symlinkat flock statfs fstatfs access chdir fchdir
+ENOSPC: write pwrite64 fsync fdatasync mkdir mkdirat mknodat symlinkat
+ENOMEM: read newfstatat getdents64 execve chdir
+EIO EMFILE EACCES: execve
+EAGAIN: read recvfrom recvmsg sendto sendmsg fcntl
+ENOLCK: flock fcntl
+EBUSY: rmdir
+ENOENT: chdir rmdir unlink
+ESRCH: kill pidfd_send_signal pidfd_open
+""")
+SHORT = ("write", "pwrite64")

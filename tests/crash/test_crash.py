@@ -1,0 +1,40 @@
+"""The crash matrix (docs/reliability.md): what a run does, in which order; and samples of the points at which it is killed or fails."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.crash.cases import CASES, Case, Tools
+from tests.crash.points import Listing
+from tests.need import need
+
+
+@pytest.fixture(scope="module")
+def tools(session):
+    need("root", "cc")
+    if os.uname().machine != "x86_64":
+        pytest.skip("nth.c knows the registers of x86-64 alone")
+    return Tools(session.top)
+
+
+@pytest.fixture(params=[case for case in CASES if "subuid" not in case])
+def listing(request, session, tools):
+    return Listing(Case(session, tools, request.param).run("-l").lines)
+
+
+def order(calls, name, about):
+    """Places, among all calls of the run, of those with that name that are about something with that ending."""
+    return [at for at, call, what in calls if call == name and what.endswith(about)]
+
+
+def test_lease_is_durable_before_there_is_anything_to_undo_and_the_start_record_before_the_exec(listing):
+    calls = sorted(call for process in listing.processes.values() for call in process.calls)
+    roles = {process.role: process for process in listing.processes.values()}
+    synced = min(order(calls, "fsync", ".lease"))
+    undo = [at for at, call, what in calls if call in ("clone3", "fchownat", "open_tree") or (call == "mkdir" and "nodewrap-" in what)]
+    assert synced < min(undo)
+    executed = max(at for at, call, _ in roles["payload"].calls if call == "execve")
+    written = max(at for at in order(calls, "write", "audit.jsonl") if at < executed)
+    assert [at for at in order(calls, "fdatasync", "audit.jsonl") if written < at < executed]
