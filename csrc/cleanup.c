@@ -12,9 +12,7 @@ static bool populated(struct nw_run *r) {
 }
 
 static void kill_cgroup(struct nw_run *r) {
-	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-	if (fd >= 0 && write(fd, "1", 1) != 1) r->left = 1;
-	nwp_close(&fd);
+	if (r->cgroup_fd >= 0 && nwp_cgroup(r, "cgroup.kill", "1") && errno != ENOENT) r->left = 1; /* ENOENT: Linux before 5.14 */
 }
 
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it

@@ -23,7 +23,8 @@ static int become_keeper(struct nw_run *r, int sock, struct nw_err *e) {
 int nwp_split(struct nw_run *r, struct nw_err *e) {
 	int pair[2];
 	if (!r->launcher->privileged) return 0;
-	if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) || (r->keeper_pid = fork()) < 0)
+	/* A stream: of a closed packet socket the front would lose what it has not read yet when it sends once more (net/unix/af_unix.c). */
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (r->keeper_pid = fork()) < 0)
 		return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "no keeper: %s", strerror(errno));
 	close(pair[r->keeper_pid ? 1 : 0]);
 	if (r->keeper_pid == 0) return become_keeper(r, pair[1], e);

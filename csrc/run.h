@@ -224,6 +224,7 @@ void nwp_close_payload_ends(struct nw_run *r);
 /* supervise.c */
 int nwp_relay_open(struct nw_run *r);
 void nwp_supervise(struct nw_run *r);
+int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
 
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);

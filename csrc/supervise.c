@@ -1,11 +1,14 @@
 /* Step 7: watch the payload, its limits, the pilot, and carry what could not be handed over as it was. */
 #include "run.h"
 
+#define LOOK_MS 200
+
 struct relay {
 	int from, to;
 }; /* from -1: done */
 
 static struct relay relays[3];
+static bool suspended; /* the payload, with the front */
 
 /* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
  * typed into). Pipes and sockets cannot give more; /dev/null has nothing to give. */
@@ -75,10 +78,36 @@ static void carry_in(struct relay *x) {
 	if (n > 0) held.at += (size_t)n, held.n -= (size_t)n;
 }
 
+int nwp_cgroup(const struct nw_run *r, const char *file, const char *text) {
+	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, file, O_WRONLY | O_CLOEXEC), bad = fd < 0 || write(fd, text, 1) != 1;
+	nwp_close(&fd);
+	return -bad;
+}
+
 static void kill_all(struct nw_run *r, const char *why) {
 	if (!r->why) r->why = why;
+	nwp_cgroup(r, "cgroup.kill", "1"); /* at once: among 2,000 processes that fork, init's own death waits for its turn */
 	if (nwp_pidfd_signal(r->init_fd, SIGKILL)) return; /* already gone */
 	nwp_pidfd_signal(r->payload_fd, SIGKILL);
+}
+
+/* From within the payload's pid namespace, whoever there is. (To enter one by pidfd takes what only real root has over init.) */
+static int signal_namespace(const struct nw_run *r, int sig) {
+	pid_t p = fork();
+	if (p == 0) {
+		if (setns(r->init_fd, CLONE_NEWPID) || (p = fork()) < 0) _exit(1);
+		/* A parent outside one's own namespace is nobody: so this is the payload's, and everybody in it is all that kill(-1) reaches. */
+		_exit(p > 0 ? nwp_wait(p, 1000) != 0 : getppid() != 0 || kill(-1, sig));
+	}
+	return p > 0 ? nwp_wait(p, 2000) : -1;
+}
+
+/* SIGSTOP or SIGCONT for the whole payload. By its cgroup the payload does not see it and cannot undo it; without any of the two it is for
+ * its process group, in which the shells of batch jobs leave what they start. */
+static void hold(const struct nw_run *r, int sig) {
+	if (nwp_cgroup(r, "cgroup.freeze", sig == SIGSTOP ? "1" : "0") == 0) return;
+	if (r->launcher->privileged && r->profile.namespaces & NW_NS_PID && signal_namespace(r, sig) == 0) return;
+	if (nwp_pidfd_signal(r->payload_fd, 0) == 0) kill(-r->payload, sig); /* not reaped yet: the number is its own */
 }
 
 /* A signal for the payload, or NW_PILOT_DIED: done, or passed on to who can do it. ESRCH: it has just ended, which is about to be told. */
@@ -114,9 +143,9 @@ static void forward(struct nw_run *r, int fd) {
 	case SIGTTIN:
 	case SIGTTOU: return;
 	case SIGTSTP:
-		order(r, SIGSTOP);
+		if (r->role == NW_ALONE) hold(r, SIGSTOP); /* else the keeper sees us stopped */
 		raise(SIGSTOP);
-		order(r, SIGCONT);
+		if (r->role == NW_ALONE) hold(r, SIGCONT);
 		return;
 	default: order(r, (unsigned char)s.ssi_signo);
 	}
@@ -138,9 +167,21 @@ static int open_signals(void) {
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 
-static int timeout(uint64_t wall, uint64_t kill) {
+static int timeout(uint64_t wall, uint64_t kill, uint64_t most) {
 	uint64_t now = nwp_now_ms(), next = wall < kill ? wall : kill;
-	return next == UINT64_MAX ? -1 : next <= now ? 0 : next - now > 3600000 ? 3600000 : (int)(next - now);
+	return next == UINT64_MAX ? -1 : next <= now ? 0 : next - now > most ? (int)most : (int)(next - now);
+}
+
+/* Nobody is told of another one's SIGSTOP, and nobody can catch one, but that is how batch systems suspend a job: the keeper looks at
+ * the front's state in /proc/PID/stat (proc(5); "t" is a debugger's doing), and the payload stops and goes on with the front. */
+static void follow(const struct nw_run *r, int stat) {
+	char text[256];
+	ssize_t n = pread(stat, text, sizeof text - 1, 0);
+	text[n > 0 ? n : 0] = 0;
+	const char *name_end = strrchr(text, ')');
+	bool stopped = name_end && strncmp(name_end, ") T", 3) == 0;
+	if (stopped != suspended) hold(r, stopped ? SIGSTOP : SIGCONT);
+	suspended = stopped;
 }
 
 static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
@@ -149,6 +190,7 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 		r->why = "wall";
 		order(r, SIGTERM);
 		order(r, SIGCONT); /* a stopped payload could not heed it */
+		if (suspended) hold(r, SIGCONT);
 		*wall = UINT64_MAX;
 		*kill = now + r->decision.grace_ms;
 	}
@@ -174,11 +216,14 @@ void nwp_supervise(struct nw_run *r) {
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
 	uint64_t wall = front ? UINT64_MAX : r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
 	int signals = keeper ? -1 : open_signals(), pilot = r->caller.parent, *control = front ? &r->keeper : &r->init_sock;
+	char stat[32];
+	snprintf(stat, sizeof stat, "/proc/%d/stat", (int)getppid()); /* another one's when the front has died: then the run is being ended */
+	int look = keeper ? open(stat, O_RDONLY | O_CLOEXEC) : -1;
 	while (*control >= 0) {
 		struct pollfd p[7] = { { signals, POLLIN, 0 }, { *control, POLLIN, 0 }, { pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
 		p[4] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
 		for (int i = 1; i < 3; i++) p[4 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
-		if (poll(p, 7, timeout(wall, kill)) < 0 && errno != EINTR) order(r, NW_PILOT_DIED);
+		if (poll(p, 7, timeout(wall, kill, keeper ? LOOK_MS : 3600000)) < 0 && errno != EINTR) order(r, NW_PILOT_DIED);
 		if (p[0].revents) forward(r, signals);
 		for (int i = 0; i < 3; i++)
 			if (p[4 + i].revents && relays[i].from >= 0) i ? (void)carry_out(&relays[i]) : carry_in(&relays[i]);
@@ -188,8 +233,10 @@ void nwp_supervise(struct nw_run *r) {
 		}
 		if (p[3].revents) obey(r);
 		if (p[1].revents) (front ? nwp_front_hear : take_end)(r);
+		if (keeper && wall != UINT64_MAX) follow(r, look);
 		check_time(r, &wall, &kill);
 	}
+	nwp_close(&look);
 	r->end_mono_ms = nwp_now_ms();
 	if (!front) nwp_end_processes(r);
 	drain();

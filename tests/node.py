@@ -216,6 +216,10 @@ class Node:
                 continue
         return found
 
+    def actions(self, start=0):
+        """What the audit says from that byte on, in order: event.action of each record."""
+        return [record["event"]["action"] for record in self.site.records(start)]
+
     def leftovers(self):
         """Everything that a run that has ended may not leave, by kind; empty lists when all is well."""
         return {

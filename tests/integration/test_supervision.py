@@ -139,15 +139,6 @@ def test_payload_that_dies_of_a_forwarded_signal_is_told_as_such(case):
     assert live.events[-1]["event"] == "exited"
 
 
-def test_stop_and_continue_reach_the_payload(setuid_node):
-    live = setuid_node.start("static", *WAIT)
-    live.process.send_signal(signal.SIGTSTP)
-    until(lambda: status_of(live.pid)["State"][0] == "T", "the payload stops with its launcher")
-    live.process.send_signal(signal.SIGCONT)
-    until(lambda: status_of(live.pid)["State"][0] in "SR", "and goes on with it")
-    assert live.end(b"\n")[0] == 0
-
-
 def test_callers_blocked_and_ignored_signals_do_not_reach_the_payload(case):
     # /bin/grep: Python ignores SIGPIPE and SIGXFSZ by itself.
     command = ("/bin/grep", "-E", "^Sig(Blk|Ign)", "/proc/self/status")
