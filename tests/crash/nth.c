@@ -52,6 +52,7 @@ struct proc {
 	pid_t pid; /* 0: free */
 	char place[PLACE];
 	unsigned calls, children;
+	unsigned long long nr;     /* of the last call */
 	bool waits;                /* in its first stop, not yet named */
 	bool quiet;                /* before COMMAND's exec */
 	uint64_t born_ms, held_ms; /* held at a point until then */
@@ -150,9 +151,9 @@ static void act(struct proc *p, const struct point *x) {
 }
 
 /* 0: it stays where it is, dead or held. */
-static int arrive(struct proc *p, struct point *x, uint64_t nr) {
+static int arrive(struct proc *p, struct point *x) {
 	x->hit = true;
-	fprintf(out, "hit %s %u %llu\n", p->place, p->calls, (unsigned long long)nr);
+	fprintf(out, "hit %s %u %llu\n", p->place, p->calls, p->nr);
 	p->at = x;
 	p->held_ms = x->arg ? now_ms() + (uint64_t)x->arg : 0;
 	if (!x->arg) act(p, x);
@@ -162,7 +163,7 @@ static int arrive(struct proc *p, struct point *x, uint64_t nr) {
 static void change(struct proc *p, struct point *x, const struct __ptrace_syscall_info *s) {
 	struct user_regs_struct r;
 	x->hit = true;
-	fprintf(out, "hit %s %u %llu\n", p->place, p->calls, (unsigned long long)s->entry.nr);
+	fprintf(out, "hit %s %u %llu\n", p->place, p->calls, p->nr);
 	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
 	if (x->what == 's') r.rdx /= 2;
 	else p->at = x;                                                          /* the rest at its exit */
@@ -174,14 +175,15 @@ static int entry(struct proc *p, const struct __ptrace_syscall_info *s) {
 	char text[256];
 	if (p->quiet) return 1;
 	p->calls++;
+	p->nr = s->entry.nr;
 	if (list) {
 		subject(p->pid, s, text, sizeof text);
-		fprintf(out, "call %s %u %llu %s\n", p->place, p->calls, (unsigned long long)s->entry.nr, text);
+		fprintf(out, "call %s %u %llu %s\n", p->place, p->calls, p->nr, text);
 	}
 	for (int i = 0; i < npoints; i++) {
 		struct point *x = &points[i];
 		if (x->hit || x->n != p->calls || strcmp(x->place, p->place)) continue;
-		if (x->what == 'k' || x->what == 'A') return arrive(p, x, s->entry.nr);
+		if (x->what == 'k' || x->what == 'A') return arrive(p, x);
 		if (x->what == 'a') p->at = x;
 		else change(p, x, s);
 	}
@@ -193,7 +195,7 @@ static int leave(struct proc *p) {
 	struct user_regs_struct r;
 	p->at = NULL;
 	if (!x) return 1;
-	if (x->what == 'a') return arrive(p, x, 0);
+	if (x->what == 'a') return arrive(p, x);
 	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
 	r.rax = (unsigned long long)-(long long)x->arg;
 	if (ptrace(PTRACE_SETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
