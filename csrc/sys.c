@@ -45,11 +45,11 @@ int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint
 	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
 }
 
-/* The end of a child of ours, after ms by our hand (-1: never). Its wait status. */
+/* The end of a child of ours, after ms by our hand (-1: never); at once when it cannot be watched. Its wait status. */
 int nwp_wait(pid_t p, int ms) {
 	struct pollfd end = { ms < 0 ? -1 : nwp_pidfd_open(p), POLLIN, 0 };
 	int status = 0;
-	if (end.fd >= 0 && poll(&end, 1, ms) == 0) kill(p, SIGKILL);
+	if (ms >= 0 && (end.fd < 0 || poll(&end, 1, ms) != 1)) kill(p, SIGKILL);
 	nwp_close(&end.fd);
 	while (waitpid(p, &status, 0) < 0 && errno == EINTR)
 		;
