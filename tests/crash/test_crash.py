@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 
 from tests.crash.cases import CASES, Case, Tools
-from tests.crash.points import Listing
+from tests.crash.points import Listing, Point
 from tests.need import need
 
 
@@ -38,3 +39,20 @@ def test_lease_is_durable_before_there_is_anything_to_undo_and_the_start_record_
     executed = max(at for at, call, _ in roles["payload"].calls if call == "execve")
     written = max(at for at in order(calls, "write", "audit.jsonl") if at < executed)
     assert [at for at in order(calls, "fdatasync", "audit.jsonl") if written < at < executed]
+
+
+@pytest.fixture
+def case(session, tools):
+    made = Case(session, tools, "setuid/map/batch")
+    yield made
+    made.reset()
+
+
+def test_child_that_cannot_be_watched_keeps_nobody_waiting(case):
+    """Out of descriptors at the worst moment: no pidfd. The namespaces for an idmapped mount are held by a child that never ends by itself."""
+    points = [Point("f", process.place, n, errno.EMFILE) for process, n, name in Listing(case.run("-l").lines).calls() if name == "pidfd_open"]
+    assert len(points) > 2
+    for point in points:
+        case.fresh()
+        outcome = case.run("-t", "10", *point.option())
+        assert (outcome.hits != [], outcome.hangs) == (True, []), point
