@@ -51,7 +51,7 @@ FLAGS      := -std=gnu11 $(CFLAGS) $(WARNINGS) $(DEFINES)
 # V=1 shows the compiler's whole command lines.
 Q          := $(if $(V),,@)
 
-PROGRAMS   := csrc/launch_setuid.c csrc/launch_userns.c csrc/launch_socket.c csrc/front.c
+PROGRAMS   := $(wildcard csrc/launch_*.c) csrc/front.c
 SHARED     := $(filter-out $(PROGRAMS),$(wildcard csrc/*.c))
 LAUNCHERS  := $(patsubst csrc/launch_%.c,nodewrap-%,$(wildcard csrc/launch_*.c))
 BINARIES   := $(addprefix $(OBJDIR)/,$(LAUNCHERS) nodewrap)

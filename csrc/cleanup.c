@@ -66,11 +66,33 @@ static int kill_children(struct nw_run *r, uint64_t deadline) {
 	}
 }
 
-void nwp_end_processes(struct nw_run *r) {
-	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+/* The audit session is the kernel's mark on every descendant of the payload, and nobody without CAP_AUDIT_CONTROL gets rid of it (audit(7)).
+ * What /proc says of a pid is believed only of a process that is still there afterwards: then it was that one. How many were found. */
+static int kill_session(uint32_t session) {
+	char path[PATH_MAX], text[16];
+	DIR *d = opendir("/proc");
+	int found = 0;
+	for (struct dirent *x; d && (x = readdir(d));) {
+		pid_t p = (pid_t)strtol(x->d_name, NULL, 10);
+		int pidfd = p > 0 ? nwp_pidfd_open(p) : -1;
+		snprintf(path, sizeof path, "/proc/%s/sessionid", x->d_name);
+		int fd = pidfd < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+		text[n > 0 ? n : 0] = 0;
+		if (n > 0 && strtoul(text, NULL, 10) == session && nwp_pidfd_signal(pidfd, 0) == 0) {
+			found++;
+			nwp_pidfd_signal(pidfd, SIGKILL);
+		}
+		nwp_close(&fd);
+		nwp_close(&pidfd);
+	}
+	if (d) closedir(d);
+	return d ? found : 1;
+}
+
+static void end_init(struct nw_run *r, uint64_t deadline) {
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
-	if (r->init <= 0) return;
 	nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
 	if (poll(&p, 1, PATIENCE_MS) == 1 && wait4(r->init, &status, 0, &r->usage) == r->init)
@@ -78,7 +100,25 @@ void nwp_end_processes(struct nw_run *r) {
 	else r->left = 1;
 	orphans = kill_children(r, deadline);
 	if (!(r->profile.namespaces & NW_NS_PID)) r->killed += orphans;
-	if (r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
+}
+
+/* Of a run whose init and keeper were killed. A pid namespace ended with its init; else there may be anybody. */
+static void end_orphans(struct nw_run *r, uint64_t deadline) {
+	kill_cgroup(r);
+	for (int found; r->session != AUDIT_SID_UNSET && (found = kill_session(r->session)) > 0; usleep(500)) {
+		r->killed += found;
+		if (nwp_now_ms() < deadline) continue;
+		r->left = 1;
+		return;
+	}
+}
+
+void nwp_end_processes(struct nw_run *r) {
+	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
+	bool any = r->init > 0 || r->swept;
+	if (r->init > 0) end_init(r, deadline);
+	if (r->swept) end_orphans(r, deadline);
+	if (any && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
 	if (r->cgroup_fd < 0) return;
 	while (populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_close(&r->cgroup_fd);

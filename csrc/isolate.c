@@ -10,26 +10,26 @@ int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e) {
 	return 0;
 }
 
-/* The run's own cgroup, below the caller's: the batch system's limits and accounting go on to hold (I15). */
-static int make_cgroup(struct nw_run *r, struct nw_err *e) {
-	char line[512] = "", *path, *nl;
-	int fd;
+/* The run's own cgroup, below the caller's: the batch system's limits and accounting go on to hold (I15). Only its name: the lease is first. */
+int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
+	char line[512] = "", *nl;
 	if (!r->guard.cgroup[0]) return 0;
-	fd = open("/proc/self/cgroup", O_RDONLY | O_CLOEXEC);
-	for (FILE *f = fd < 0 ? NULL : fdopen(fd, "r"); f && (fgets(line, sizeof line, f) || (fclose(f), f = NULL));)
-		if (strncmp(line, "0::", 3) == 0) {
-			fclose(f);
-			break;
-		}
-	path = line + 3;
+	FILE *f = fopen("/proc/self/cgroup", "re");
+	while (f && fgets(line, sizeof line, f) && strncmp(line, "0::", 3)) line[0] = 0;
+	if (f) fclose(f);
 	if ((nl = strchr(line, '\n'))) *nl = 0;
-	if (strncmp(line, "0::/", 4) ||
-		snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, path[1] ? path : "", r->run) >= (int)sizeof r->cgroup ||
-		mkdir(r->cgroup, 0755) || (r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) < 0) {
-		r->cgroup[0] = 0;
-		return nwp_degrade(r, "cgroup", e);
-	}
-	return 0;
+	if (!strncmp(line, "0::/", 4) && snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, line[4] ? line + 3 : "", r->run) <
+						 (int)sizeof r->cgroup)
+		return 0;
+	r->cgroup[0] = 0;
+	return nwp_degrade(r, "cgroup", e);
+}
+
+static int make_cgroup(struct nw_run *r, struct nw_err *e) {
+	if (!r->cgroup[0] ||
+		(mkdir(r->cgroup, 0755) == 0 && (r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) >= 0)) return 0;
+	r->cgroup[0] = 0;
+	return nwp_degrade(r, "cgroup", e);
 }
 
 static int landlock_check(struct nw_run *r, struct nw_err *e) {
@@ -165,6 +165,16 @@ static int say(int sock) {
 	return send(sock, "", 1, MSG_NOSIGNAL) == 1 ? 0 : -1;
 }
 
+/* The kernel gives each login a number that all its descendants keep (audit(7)): the payload's, since it has set its loginuid. */
+static uint32_t read_session(pid_t pid) {
+	char path[64], text[16] = "";
+	snprintf(path, sizeof path, "/proc/%d/sessionid", (int)pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	nwp_close(&fd);
+	return n > 0 ? (uint32_t)strtoul(text, NULL, 10) : AUDIT_SID_UNSET;
+}
+
 static int until_ready(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m = { 0 };
 	do {
@@ -173,6 +183,7 @@ static int until_ready(struct nw_run *r, struct nw_err *e) {
 	} while (m.what != NW_NEWS_READY);
 	r->loginuid = m.loginuid;
 	r->keyring = m.keyring;
+	if (r->loginuid && !(r->profile.namespaces & NW_NS_PID)) r->session = read_session(r->payload);
 	r->payload_fd = nwp_pidfd_open(r->payload); /* it waits for our word, so the pid is still its own */
 	if (r->payload_fd < 0) return nw_fail(e, NW_INTERNAL, "NW-INIT", "pidfd_open: %s", strerror(errno));
 	return r->keyring || !r->profile.namespaces ? 0 : nwp_degrade(r, "session-keyring", e);

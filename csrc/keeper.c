@@ -21,7 +21,10 @@ static int become_keeper(struct nw_run *r, int sock, struct nw_err *e) {
 
 /* From here on two processes; r->role tells which. The lease's locks go with the keeper. */
 int nwp_split(struct nw_run *r, struct nw_err *e) {
+	char name[16];
 	int pair[2];
+	snprintf(name, sizeof name, "nw-%s", r->run + 24); /* by which "nodewrap ps" knows the caller's own runs */
+	if (prctl(PR_SET_NAME, name)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	if (!r->launcher->privileged) return 0;
 	/* A stream: of a closed packet socket the front would lose what it has not read yet when it sends once more (net/unix/af_unix.c). */
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (r->keeper_pid = fork()) < 0)
@@ -31,6 +34,7 @@ int nwp_split(struct nw_run *r, struct nw_err *e) {
 	r->role = NW_FRONT;
 	r->keeper = pair[0];
 	nwp_lease_leave(r);
+	nwp_leave_dirs(r);
 	return 0;
 }
 
@@ -57,11 +61,10 @@ void nwp_front_hear(struct nw_run *r) {
 /* The keeper is waited for, so that what the payload used is the pilot's children's (getrusage(2)). */
 int nwp_front_end(struct nw_run *r, struct nw_err *e) {
 	nwp_wait(r->keeper_pid, -1);
+	if (!r->heard) nwp_sweep_before(r); /* the next run would do it: why wait */
 	if (!r->heard)
-		return nw_fail(e, NW_INTERNAL, "NW-KEEPER",
-			"the keeper was killed from outside; the payload has died with it, run %s has no end on record: look after its work "
-			"directory",
-			r->run);
+		return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "the keeper was killed from outside, and the payload with it; %s run %s",
+			r->unswept ? "see \"nodewrap sweep\" for" : "a sweep has finished", r->run);
 	*e = r->word;
 	return 0;
 }

@@ -13,26 +13,28 @@ static void tell(const struct nw_err *e) {
 	nwp_write_all(2, line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
 }
 
-/* Step 2. The userns launcher has no rights beyond its caller's, so it may be pointed at the caller's own site. */
-static int read_guard(struct nw_run *r, struct nw_err *e) {
-	const char *path = NW_GUARD;
+/* Step 2. Without rights beyond the caller's own, it may be pointed at the caller's own site. */
+int nwp_load_guard(struct nw_run *r, struct nw_err *e) {
 	size_t len;
 	char *text;
+	r->guard_path = NW_GUARD;
 	for (char **v = r->caller.env; !r->launcher->privileged && *v; v++)
-		if (strncmp(*v, "NODEWRAP_GUARD=/", 16) == 0) path = *v + 15;
-	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
+		if (strncmp(*v, "NODEWRAP_GUARD=/", 16) == 0) r->guard_path = *v + 15;
+	text = nwp_read_trusted(r->guard_path, nwp_trusted_owner(r), 256 << 10, &len, e);
 	if (!text) return -1;
 	int bad = nw_guard_parse(text, len, &r->guard, e);
 	free(text);
-	if (bad) {
-		struct nw_err why = *e;
-		return nw_fail(e, why.exit, why.code, "%s: %.300s", path, why.text);
-	}
+	struct nw_err why = *e;
+	return bad ? nw_fail(e, why.exit, why.code, "%s: %.300s", r->guard_path, why.text) : 0;
+}
+
+static int read_guard(struct nw_run *r, struct nw_err *e) {
+	if (nwp_load_guard(r, e)) return -1;
 	if (strcmp(nw_launcher_name(&r->guard), r->launcher->name))
 		return nw_fail(e, NW_INTERNAL, "NW-LAUNCHER", "this is the %s launcher, %s names \"%s\"; call that one or change the guard",
-			r->launcher->name, path, nw_launcher_name(&r->guard));
+			r->launcher->name, r->guard_path, nw_launcher_name(&r->guard));
 	if (!nw_in_ranges(&r->guard.caller_uid, r->caller.uid) && !(r->caller.uid == 0 && !r->launcher->privileged))
-		return nw_fail(e, NW_DENIED, "NW-CALLER", "uid %u may not call nodewrap; see caller-uid in %s", r->caller.uid, path);
+		return nw_fail(e, NW_DENIED, "NW-CALLER", "uid %u may not call nodewrap; see caller-uid in %s", r->caller.uid, r->guard_path);
 	return 0;
 }
 
@@ -80,16 +82,17 @@ static int answer(struct nw_run *r, struct nw_err *e) {
 
 /* Up to the lease: what can be refused without anything to undo. */
 static int prepare(struct nw_run *r, struct nw_err *e) {
-	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e)) return -1;
+	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e)) return -1;
+	if (nwp_lease(r, e) || nwp_prepare_dirs(r, e) || nwp_cgroup_path(r, e) || nwp_lease_write(r, e)) return -1;
 	if (nwp_relay_open(r)) return nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	return nwp_split(r, e);
 }
 
 static int start(struct nw_run *r, struct nw_err *e) {
-	if (nwp_prepare_dirs(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
+	if (nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
 	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
 	nwp_close_payload_ends(r);
-	if (nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
+	if (nwp_lease_starting(r, e) || nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
 		return -1;
 	nwp_glexec_syslog(r);
 	r->start_mono_ms = nwp_now_ms();
@@ -99,18 +102,16 @@ static int start(struct nw_run *r, struct nw_err *e) {
 }
 
 /* Step 9 in both endings: nothing alive, nothing lent, everything told. False when something could not be ended or recorded. */
-static bool finish(struct nw_run *r, bool started) {
+bool nwp_finish(struct nw_run *r, bool started) {
 	struct nw_err lost = { 0 };
 	bool ok = true;
 	nwp_end_processes(r);
 	if (r->lease_fd >= 0) nwp_hand_back(r);
-	if (r->started_us) {
-		ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-		if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
-		ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
-	}
+	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
+	if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+	if (r->started_us || r->swept) ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	if (!ok && r->role == NW_ALONE) tell(&lost);
-	if (r->left == 0) nwp_lease_release(r);
+	if (r->left == 0 && ok) nwp_lease_release(r); /* else a sweep goes on with it */
 	return ok && r->left == 0;
 }
 
@@ -130,12 +131,12 @@ static int refuse(struct nw_run *r, const struct nw_err *e) {
 /* Steps 6 to 9. The exit code, and *e when there is something to say to it. */
 static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 	if (!ready || start(r, e)) {
-		finish(r, false);
+		nwp_finish(r, false);
 		return refuse(r, e);
 	}
 	nwp_supervise(r);
 	if (!r->ended && r->why) r->status = SIGKILL, r->ended = true; /* we killed it ourselves */
-	bool clean = finish(r, true);
+	bool clean = nwp_finish(r, true);
 	if (!r->ended) nw_fail(e, NW_INTERNAL, "NW-INIT", "init was killed from outside; the payload's own end is not known");
 	else if (!clean)
 		nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
@@ -145,15 +146,20 @@ static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 	return code;
 }
 
+void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
+	r->launcher = l;
+	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
+	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
+	r->id.uid = (uid_t)-1;
+	r->session = AUDIT_SID_UNSET;
+	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
+}
+
 int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	struct nw_run *r = &run;
 	struct nw_err e = { 0 };
 	int code;
-	r->launcher = l;
-	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
-	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
-	r->id.uid = (uid_t)-1;
-	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;
+	nwp_init(r, l);
 	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) {
 		code = refuse(r, &e);
 		tell(&e);

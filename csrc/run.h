@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <limits.h>
+#include <linux/audit.h>
 #include <linux/capability.h>
 #include <linux/close_range.h>
 #include <linux/filter.h>
@@ -52,6 +53,7 @@
 #include "decision.h"
 #include "err.h"
 #include "guard.h"
+#include "leasefile.h"
 #include "lock.h"
 #include "wire.h"
 
@@ -86,10 +88,9 @@ struct nw_identity {
 	uint32_t block; /* ids in the leased block, first is "first" */
 	uint32_t first;
 	const struct nw_account *account; /* mode switch */
-	int lock;                         /* lease of the id, -1 when shared */
+	int lock;                         /* of the id, ids/<lock_id>, -1 when shared */
+	uint32_t lock_id;
 };
-
-enum nw_handover { NW_PLAIN, NW_IDMAP, NW_CHOWN };
 
 struct nw_dir {
 	const char *path;
@@ -97,6 +98,7 @@ struct nw_dir {
 	int mnt; /* detached mount of it (privileged launchers), or -1 */
 	dev_t dev;
 	ino_t ino;
+	uint64_t btime; /* of birth, ns; 0 where the file system has none */
 };
 
 /* What is left of the payload's work in what goes back, and what was done about it. */
@@ -120,6 +122,7 @@ struct nw_run {
 	bool heard;        /* the keeper has told: */
 	int code;
 	struct nw_err word;
+	const char *guard_path;
 	struct nw_guard guard;
 	struct nw_profile profile;
 	struct nw_decision decision;
@@ -128,14 +131,16 @@ struct nw_run {
 	struct nw_dir work, expose[NW_EXPOSE];
 	enum nw_handover how; /* of the work directory */
 	char run[37], boot[37], host[65];
-	char lease[NW_PATH + 64];
-	int lease_fd, range; /* range: lock of the block's ids */
+	int leases, lease_fd, range; /* leases: their directory; range: lock of the block's ids */
+	uint64_t lease_us;
+	bool unswept;         /* dead leases that could not be finished are there */
 	char cgroup[NW_PATH * 3]; /* the run's own group, "" when there is none */
 	int cgroup_fd;
 	pid_t init, payload;     /* as seen from outside */
 	int init_fd, payload_fd; /* pidfds */
 	int init_sock, payload_sock;
 	int userns; /* the payload's user namespace (userns launcher), or -1 */
+	uint32_t session;        /* the kernel's audit session of the payload, AUDIT_SID_UNSET when it has none */
 	int std[3]; /* what the payload gets as 0-2 */
 	bool loginuid, keyring;
 	const char *degrade[NW_DEGRADES];
@@ -154,6 +159,9 @@ struct nw_run {
 };
 
 int nwp_main(const struct nw_launcher *l, int argc, char **argv);
+void nwp_init(struct nw_run *r, const struct nw_launcher *l);
+int nwp_load_guard(struct nw_run *r, struct nw_err *e);
+bool nwp_finish(struct nw_run *r, bool started);
 
 /* caller.c: take nothing from the caller unseen */
 void nwp_close_callers(struct nw_caller *c, int keep);
@@ -175,7 +183,15 @@ int nwp_ask(struct nw_run *r, struct nw_err *e);
 
 /* lease.c */
 int nwp_lease(struct nw_run *r, struct nw_err *e);
+int nwp_lease_write(struct nw_run *r, struct nw_err *e);
+int nwp_lease_starting(struct nw_run *r, struct nw_err *e);
 void nwp_lease_release(struct nw_run *r);
+int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e);
+uint64_t nwp_ticks(pid_t pid);
+
+/* sweep.c: what dead runs left */
+void nwp_sweep_before(struct nw_run *r);
+int nwp_sweep_main(int argc, char **argv);
 
 /* audit.c: append one record; durable when sync */
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e);
@@ -184,13 +200,16 @@ void nwp_glexec_syslog(struct nw_run *r);
 
 /* workdir.c: the caller's directories, opened once, as the caller */
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
+int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e);
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
+void nwp_leave_dirs(struct nw_run *r);
 int nwp_give_work(struct nw_run *r);
 int nwp_take_back(struct nw_run *r);
 
 /* isolate.c: init and its namespaces; root.c: its mounts; payload.c: what becomes the payload */
 int nwp_start(struct nw_run *r, struct nw_err *e);
 int nwp_go(struct nw_run *r, struct nw_err *e);
+int nwp_cgroup_path(struct nw_run *r, struct nw_err *e);
 int nwp_build_root(struct nw_run *r, struct nw_err *e);
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
 

@@ -2,26 +2,31 @@
  * (mount_setattr(2): on disk everything stays the pilot's, nothing to hand back), else by chown there and back. */
 #include "run.h"
 
-static int open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e) {
+int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e) {
+	struct statx x = { 0 };
 	struct stat st;
 	d->path = path;
 	if (!path) return 0;
 	if (nwp_as_caller(r, true) == 0) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	int err = errno;
 	nwp_as_caller(r, false);
+	/* A sweep has not the pilot's groups. It looks at what it got before it touches it. */
+	if (d->fd < 0 && r->swept) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	if (d->fd < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
-	if (fstat(d->fd, &st) || st.st_uid != r->caller.uid)
+	if (fstat(d->fd, &st) || (st.st_uid != r->caller.uid && !r->swept))
 		return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", path,
 			st.st_uid);
 	d->dev = st.st_dev;
 	d->ino = st.st_ino;
+	if (statx(d->fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && x.stx_mask & STATX_BTIME)
+		d->btime = (uint64_t)x.stx_btime.tv_sec * 1000000000 + x.stx_btime.tv_nsec;
 	return 0;
 }
 
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e) {
-	if (open_dir(r, &r->work, r->decision.workdir, e)) return -1;
+	if (nwp_open_dir(r, &r->work, r->decision.workdir, e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
-		if (open_dir(r, &r->expose[i], r->decision.expose[i], e)) return -1;
+		if (nwp_open_dir(r, &r->expose[i], r->decision.expose[i], e)) return -1;
 	return 0;
 }
 
@@ -69,6 +74,12 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 	if (!bad && other && r->work.fd >= 0) r->how = mounts && idmap(&r->work, ns) ? NW_IDMAP : NW_CHOWN;
 	nwp_close(&ns);
 	return bad;
+}
+
+/* The front's copies, once the keeper has its own. */
+void nwp_leave_dirs(struct nw_run *r) {
+	nwp_close(&r->work.mnt);
+	for (int i = 0; i < NW_EXPOSE; i++) nwp_close(&r->expose[i].mnt);
 }
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus

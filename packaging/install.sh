@@ -77,6 +77,7 @@ install_launchers() {
     dir "$LIBEXEC"
     dir "$PREFIX/bin"
     put 0755 "$OBJDIR/nodewrap-userns" "$LIBEXEC/nodewrap-userns"
+    put 0755 "$OBJDIR/nodewrap-sweep" "$LIBEXEC/nodewrap-sweep"
     rm -f "$DESTDIR$LIBEXEC/nodewrap-setuid" # a site that changed to userns must not keep it
     [ "$LAUNCHER" != setuid ] || install_setuid
     put 0755 "$OBJDIR/nodewrap" "$PREFIX/bin/nodewrap"

@@ -182,6 +182,13 @@ class Node:
         self.lives.append(Live(process, os.fdopen(reader)))
         return self.lives[-1]
 
+    def sweep(self, *options):
+        """nodewrap-sweep as the site's administrator -> (exit status, [report], stderr)."""
+        argv = [self.site.prefix / "libexec/nodewrap/nodewrap-sweep", *options]
+        who = {"env": self.site.environment(self.pilot), "cwd": "/", **self.site.owner()}
+        ran = subprocess.run(argv, capture_output=True, check=False, timeout=60, **who)
+        return ran.returncode, [json.loads(line) for line in ran.stdout.splitlines()], ran.stderr.decode()
+
     def close(self):
         """End what a test that failed left running."""
         for live in self.lives:

@@ -301,8 +301,12 @@ class Site:
 
     def admin(self, *argv):
         """nodewrap as the site's administrator: root, and for userns the pilot. stdout; RuntimeError when it fails."""
-        owner = {"user": self.pilot.uid, "group": self.pilot.gid, "extra_groups": self.pilot.groups} if ROOT and self.launcher == "userns" else {}
-        return command(self.binary, *argv, env=self.environment(self.pilot), cwd="/", **owner)
+        return command(self.binary, *argv, env=self.environment(self.pilot), cwd="/", **self.owner())
+
+    def owner(self):
+        """Popen options for the site's administrator, whose the leases are."""
+        userns = ROOT and self.launcher == "userns"
+        return {"user": self.pilot.uid, "group": self.pilot.gid, "extra_groups": self.pilot.groups} if userns else {}
 
     def environment(self, account):
         return {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(account.home), "LC_ALL": "C.UTF-8", "USER": account.name}
