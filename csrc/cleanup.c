@@ -102,9 +102,13 @@ static void end_init(struct nw_run *r, uint64_t deadline) {
 	if (!(r->profile.namespaces & NW_NS_PID)) r->killed += orphans;
 }
 
-/* Of a run whose init and keeper were killed. A pid namespace ended with its init; else there may be anybody. */
+/* Of a run whose keeper was killed. Init, if it is there still, is dying: its pidfd tells when all of its namespace has gone (kernel/exit.c:
+ * exit_notify empties it first). Without a namespace there may be anybody. */
 static void end_orphans(struct nw_run *r, uint64_t deadline) {
+	struct pollfd p = { r->init_fd, POLLIN, 0 };
+	if (r->init_fd >= 0) nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
+	if (r->init_fd >= 0 && poll(&p, 1, PATIENCE_MS) != 1) r->left = 1;
 	for (int found; r->session != AUDIT_SID_UNSET && (found = kill_session(r->session)) > 0; usleep(500)) {
 		r->killed += found;
 		if (nwp_now_ms() < deadline) continue;

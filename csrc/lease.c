@@ -29,9 +29,10 @@ static int lock_range(struct nw_run *r, int dir, uint32_t first, uint32_t size, 
 /* An id that a dead run had is free again only when that run has been finished: its lease is gone. How many ids it claims, or 0. */
 static uint32_t claimed(struct nw_run *r, int fd) {
 	char text[64] = "", name[48];
+	struct stat st;
 	if (pread(fd, text, sizeof text - 1, 0) < 36) return 0;
 	snprintf(name, sizeof name, "%.36s.lease", text);
-	return faccessat(r->leases, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0 ? (uint32_t)strtoul(text + 36, NULL, 10) : 0;
+	return fstatat(r->leases, name, &st, AT_SYMLINK_NOFOLLOW) == 0 ? (uint32_t)strtoul(text + 36, NULL, 10) : 0;
 }
 
 /* Take the lock of one id, or of a block that begins with it: 1 taken, 0 somebody has it, -1 with *e. */
@@ -59,7 +60,7 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uint32_t size, uid_t 
 
 /* Blocks of other sizes, whose locks died with their runs: looked for only when there is such a run. */
 static bool overlaps_dead(struct nw_run *r, int dir, uint32_t first, uint32_t size) {
-	DIR *d = r->unswept ? fdopendir(dup(dir)) : NULL;
+	DIR *d = r->unswept ? nwp_list(dir) : NULL;
 	bool found = false;
 	for (struct dirent *x; d && !found && (x = readdir(d));) {
 		uint64_t id = strtoul(x->d_name, NULL, 10);
@@ -177,10 +178,11 @@ int nwp_lease_write(struct nw_run *r, struct nw_err *e) {
 /* What was not known before. From here on somebody may run under this lease, and its end is due in the records. Not synced: after a reboot
  * a sweep takes it for granted. */
 int nwp_lease_starting(struct nw_run *r, struct nw_err *e) {
-	char text[128];
+	char text[256];
 	int n = 0;
 	if (r->role == NW_KEEPER)
 		n = snprintf(text, sizeof text, "keeper %d %llu\n", (int)getpid(), (unsigned long long)nwp_ticks(getpid()));
+	n += snprintf(text + n, sizeof text - (size_t)n, "init %d %llu\n", (int)r->init, (unsigned long long)nwp_ticks(r->init));
 	if (r->session != AUDIT_SID_UNSET) n += snprintf(text + n, sizeof text - (size_t)n, "session %u\n", r->session);
 	n += snprintf(text + n, sizeof text - (size_t)n, "starting\n");
 	return nwp_write_all(r->lease_fd, text, (size_t)n) ? nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/leases: %s", r->guard.state, strerror(errno)) : 0;

@@ -36,6 +36,7 @@ static const struct rule {
 	{ "fact", "we", OPTIONAL | MANY, 0, { 0 } },
 	{ "ready", "", 0, 0, { 0 } },
 	{ "keeper", "pU", OPTIONAL | AFTER, AT(has_keeper), { AT(keeper), AT(keeper_ticks) } },
+	{ "init", "pU", OPTIONAL | AFTER, AT(has_init), { AT(init), AT(init_ticks) } },
 	{ "session", "u", OPTIONAL | AFTER, AT(has_session), { AT(session) } },
 	{ "starting", "", OPTIONAL | AFTER, AT(starting), { 0 } },
 };
@@ -60,10 +61,16 @@ static int decode(char *s) {
 	char *to = s;
 	if (s[0] == '%' && !s[1]) s++;
 	for (; *s; s++) {
-		int high = *s == '%' ? hex(s[1]) : 0, low = *s == '%' && high >= 0 ? hex(s[2]) : 0, c = high << 4 | low;
-		if (*s == '%' ? high < 0 || low < 0 || c == 0 || plain((unsigned char)c) : !plain((unsigned char)*s)) return -1;
-		*to++ = *s == '%' ? (char)c : *s;
-		if (*s == '%') s += 2;
+		if (*s != '%') {
+			if (!plain((unsigned char)*s)) return -1;
+			*to++ = *s;
+			continue;
+		}
+		int high = hex(s[1]), low = high < 0 ? -1 : hex(s[2]);
+		unsigned char c = (unsigned char)(high * 16 + low);
+		if (low < 0 || c == 0 || plain(c)) return -1;
+		*to++ = (char)c;
+		s += 2;
 	}
 	*to = 0;
 	return 0;

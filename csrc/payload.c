@@ -124,7 +124,10 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
 	if (setsid() < 0 || !(env = build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	await_maps(r, sock);
+	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
+	if (!r->launcher->privileged) prctl(PR_SET_DUMPABLE, 1);
 	ready.loginuid = nwp_write_file("/proc/self/loginuid", loginuid) == 0;
+	if (!r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "not dumpable");
 	ready.keyring = syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL) >= 0;
 	if (take_std(r, &sock)) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "cannot arrange", "descriptors");
 	struct stat st; /* the same directory: under its name the pilot may have put a link to one below what only root may pass */

@@ -142,6 +142,8 @@ static void rebuild(struct nw_run *r, const struct nw_run *by, const struct nw_l
 	r->lease_us = l->time_us;
 	r->started_us = l->starting || !this_boot ? l->time_us : 0;
 	if (l->has_session && this_boot) r->session = l->session;
+	if (l->has_init && this_boot) r->init_fd = nwp_pidfd_open((pid_t)l->init);
+	if (r->init_fd >= 0 && nwp_ticks((pid_t)l->init) != l->init_ticks) nwp_close(&r->init_fd); /* the pid is another's by now */
 	d->verdict = NW_PERMIT, d->mode = l->mode, d->profile = l->profile;
 	d->facts = l->facts, d->files = l->files;
 	memcpy(d->fact, l->fact, sizeof *l->fact * (size_t)l->facts);
@@ -168,7 +170,7 @@ static int finish(const struct nw_run *by, const char *name, int fd, struct nw_e
 
 static int sweep(const struct nw_run *by, const char *name) {
 	struct nw_err e = { 0 };
-	struct stat st;
+	struct stat st = { 0 };
 	int fd, got = take(by, name, &fd, &st, &e), state = got < 0 ? BROKEN : LIVE;
 	if (got == 0 && fd < 0) return SWEPT; /* by somebody else */
 	if (got > 0 && st.st_size == 0) /* died before it had written it, that is, before it had done anything */
@@ -191,9 +193,8 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 	uint64_t end = nwp_now_ms() + (uint64_t)ms;
 	pid_t on[TOGETHER] = { 0 };
 	int left = 0, status, n = 0;
-	DIR *d = fdopendir(fcntl(by->leases, F_DUPFD_CLOEXEC, 3));
+	DIR *d = nwp_list(by->leases);
 	if (!d) return 1;
-	rewinddir(d); /* the offset is shared with by->leases */
 	for (struct dirent *x; (x = readdir(d)) || n > 0;) {
 		size_t len = x ? strlen(x->d_name) : 0;
 		if (x && (len != 42 || strcmp(x->d_name + 36, ".lease") || (only && strncmp(only, x->d_name, 36)))) continue;
@@ -212,9 +213,8 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 
 /* Is there a dead lease? Live ones cost three calls each here, and no process. */
 static bool any_dead(const struct nw_run *by) {
-	DIR *d = fdopendir(fcntl(by->leases, F_DUPFD_CLOEXEC, 3));
+	DIR *d = nwp_list(by->leases);
 	bool found = !d;
-	if (d) rewinddir(d);
 	for (struct dirent *x; d && !found && (x = readdir(d));) {
 		int fd = strlen(x->d_name) == 42 ? openat(by->leases, x->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK) : -1;
 		found = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
@@ -231,12 +231,12 @@ void nwp_sweep_before(struct nw_run *r) {
 static int forget(struct nw_run *by, const char *run) {
 	char name[48];
 	snprintf(name, sizeof name, "%.36s.lease", run);
-	int fd = openat(by->leases, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK), err = fd < 0 ? errno : 0;
-	struct nw_err e;
-	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB)) return report(name, LIVE, NULL);
-	if ((err && err != ELOOP) || unlinkat(by->leases, name, 0)) return broken(&e, strerror(errno)), report(name, BROKEN, &e);
-	nwp_close(&fd);
-	return report(name, FORGOTTEN, NULL);
+	int fd = openat(by->leases, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* -1: not there, or no file that could be locked */
+	bool live = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB);
+	struct nw_err e = { 0 };
+	int state = live ? LIVE : unlinkat(by->leases, name, 0) ? (broken(&e, strerror(errno)), BROKEN) : FORGOTTEN;
+	nwp_close(&fd); /* our process ends without it as well; a lock let go in this order is a file that is gone */
+	return report(name, state, &e);
 }
 
 static int prepare(struct nw_run *by, struct nw_launcher *l, struct nw_err *e) {

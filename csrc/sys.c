@@ -45,6 +45,15 @@ int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint
 	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
 }
 
+/* The entries of an open directory, from the first; the descriptor stays. */
+DIR *nwp_list(int dir) {
+	int fd = fcntl(dir, F_DUPFD_CLOEXEC, 3);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	if (d) rewinddir(d); /* the offset is shared */
+	else nwp_close(&fd);
+	return d;
+}
+
 /* The end of a child of ours, after ms by our hand (-1: never); at once when it cannot be watched. Its wait status. */
 int nwp_wait(pid_t p, int ms) {
 	struct pollfd end = { ms < 0 ? -1 : nwp_pidfd_open(p), POLLIN, 0 };

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import installation
 from tests.need import need
-from tests.node import Node
-from tests.site import ROOT
+from tests.node import BLOCK, DELEGATED, Node
+from tests.site import ROOT, account_command
 
 
 def opened(session, launcher):
@@ -40,6 +40,17 @@ def setuid_node(session):
 @pytest.fixture
 def userns_node(session):
     yield from opened(session, "userns")
+
+
+@pytest.fixture
+def delegated(session):
+    """The pilot has a range of subordinate ids, as useradd gives it to people. (first, count)"""
+    need("root")
+    first, name = DELEGATED, session.accounts["pilot"].name
+    span = f"{first}-{first + BLOCK - 1}"
+    account_command("usermod", "--add-subuids", span, "--add-subgids", span, name)
+    yield first, BLOCK
+    account_command("usermod", "--del-subuids", span, "--del-subgids", span, name)
 
 
 @pytest.fixture(scope="session")

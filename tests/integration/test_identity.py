@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import BLOCK, DELEGATED, MAP_BLOCKS, MAP_FIRST, MODES, PROFILES, delegated_ids, kill, status_of, until
-from tests.site import account_command
+from tests.node import BLOCK, MAP_BLOCKS, MAP_FIRST, MODES, PROFILES, delegated_ids, kill, status_of, until
 
 PROBE = r"""
 import ctypes, errno, json, os, sys
@@ -35,17 +34,6 @@ print(json.dumps({
 }))
 """
 WAIT = ("/bin/sh", "-c", "read x")
-
-
-@pytest.fixture
-def delegated(session):
-    """The pilot has a range of subordinate ids, as useradd gives it to people. (first, count)"""
-    need("root")
-    first, name = DELEGATED, session.accounts["pilot"].name
-    span = f"{first}-{first + BLOCK - 1}"
-    account_command("usermod", "--add-subuids", span, "--add-subgids", span, name)
-    yield first, BLOCK
-    account_command("usermod", "--del-subuids", span, "--del-subgids", span, name)
 
 
 def cases():
