@@ -122,7 +122,9 @@ void nwp_end_processes(struct nw_run *r) {
 	bool any = r->init > 0 || r->swept;
 	if (r->init > 0) end_init(r, deadline);
 	if (r->swept) end_orphans(r, deadline);
-	if (any && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
+	/* Leased ids of mode map occur nowhere but in the run's namespaces, which have just been seen to end. */
+	bool proved = r->decision.mode == NW_MAP && r->profile.namespaces & NW_NS_PID;
+	if (any && !proved && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
 	if (r->cgroup_fd < 0) return;
 	while (populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_close(&r->cgroup_fd);

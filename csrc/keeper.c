@@ -19,10 +19,11 @@ static int become_keeper(struct nw_run *r, int sock, struct nw_err *e) {
 	return 0;
 }
 
-/* From here on two processes; r->role tells which. The lease's locks go with the keeper. */
+/* From here on two processes; r->role tells which. Before the lease: its locks are never in a process that the pilot may stop. */
 int nwp_split(struct nw_run *r, struct nw_err *e) {
 	char name[16];
 	int pair[2];
+	r->front_pid = getpid();
 	snprintf(name, sizeof name, "nw-%s", r->run + 24); /* by which "nodewrap ps" knows the caller's own runs */
 	if (prctl(PR_SET_NAME, name)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	if (!r->launcher->privileged) return 0;
@@ -33,8 +34,6 @@ int nwp_split(struct nw_run *r, struct nw_err *e) {
 	if (r->keeper_pid == 0) return become_keeper(r, pair[1], e);
 	r->role = NW_FRONT;
 	r->keeper = pair[0];
-	nwp_lease_leave(r);
-	nwp_leave_dirs(r);
 	return 0;
 }
 
@@ -61,7 +60,7 @@ void nwp_front_hear(struct nw_run *r) {
 /* The keeper is waited for, so that what the payload used is the pilot's children's (getrusage(2)). */
 int nwp_front_end(struct nw_run *r, struct nw_err *e) {
 	nwp_wait(r->keeper_pid, -1);
-	if (!r->heard) nwp_sweep_before(r); /* the next run would do it: why wait */
+	if (!r->heard) nwp_sweep_before(r, e); /* the next run would do it: why wait */
 	if (!r->heard)
 		return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "the keeper was killed from outside, and the payload with it; %s run %s",
 			r->unswept ? "see \"nodewrap sweep\" for" : "a sweep has finished", r->run);

@@ -135,8 +135,8 @@ static size_t compose(struct nw_run *r, char *to, size_t max) {
 	const struct nw_identity *id = &r->id;
 	bool host_view = !(r->profile.namespaces & NW_NS_MOUNT);
 	r->lease_us = nwp_realtime_us();
-	l = (struct nw_lease){ .run = r->run, .boot = r->boot, .time_us = r->lease_us, .launcher = r->launcher->name, .front = (uint32_t)getpid() };
-	l.front_ticks = nwp_ticks(getpid());
+	l = (struct nw_lease){ .run = r->run, .boot = r->boot, .time_us = r->lease_us, .launcher = r->launcher->name, .front = (uint32_t)r->front_pid };
+	l.front_ticks = nwp_ticks(r->front_pid);
 	l.pilot_uid = r->caller.uid, l.pilot_gid = r->caller.gid, l.pilot_pid = (uint32_t)r->caller.ppid;
 	l.mode = d->mode, l.profile = d->profile;
 	l.uid = id->uid, l.gid = id->gid, l.inside_uid = id->inside_uid, l.inside_gid = id->inside_gid, l.first = id->first, l.size = id->block;
@@ -191,21 +191,13 @@ int nwp_lease_starting(struct nw_run *r, struct nw_err *e) {
 /* Who it will be. Dead runs first: they may hold what this one needs. */
 int nwp_lease(struct nw_run *r, struct nw_err *e) {
 	int dir, bad = 0;
-	if ((r->leases = nwp_state_dir(r, "leases", e)) < 0) return -1;
-	nwp_sweep_before(r);
+	if (nwp_sweep_before(r, e)) return -1;
 	if ((dir = nwp_state_dir(r, "ids", e)) < 0) return -1;
 	r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, r->caller.uid, r->caller.gid, 1, r->caller.uid, NULL, -1, 0 };
 	if (r->decision.mode == NW_SWITCH) bad = lease_account(r, dir, e);
 	else if (r->decision.mode == NW_MAP) bad = lease_block(r, dir, e);
 	close(dir);
 	return bad;
-}
-
-/* The front's copies; the locks are the keeper's. */
-void nwp_lease_leave(struct nw_run *r) {
-	nwp_close(&r->lease_fd);
-	nwp_close(&r->id.lock);
-	nwp_close(&r->range);
 }
 
 /* Only after everything is undone: whoever finds the lock free and the file gone may rely on it. */

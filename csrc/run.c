@@ -80,16 +80,20 @@ static int answer(struct nw_run *r, struct nw_err *e) {
 	return e->exit;
 }
 
-/* Up to the lease: what can be refused without anything to undo. */
+/* What the pilot's own process must do: its directories, its stdio. Nothing here would be to undo. */
 static int prepare(struct nw_run *r, struct nw_err *e) {
-	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e) || nwp_record(r, "authorize", NULL, false, e)) return -1;
-	if (nwp_lease(r, e) || nwp_prepare_dirs(r, e) || nwp_cgroup_path(r, e) || nwp_lease_write(r, e)) return -1;
+	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e)) return -1;
 	if (nwp_relay_open(r)) return nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	return nwp_split(r, e);
 }
 
+/* Step 5. The lease comes last: from then on there may be something to undo. */
+static int lease(struct nw_run *r, struct nw_err *e) {
+	return nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) || nwp_prepare_dirs(r, e) || nwp_cgroup_path(r, e) || nwp_lease_write(r, e);
+}
+
 static int start(struct nw_run *r, struct nw_err *e) {
-	if (nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
+	if (lease(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
 	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
 	nwp_close_payload_ends(r);
 	if (nwp_lease_starting(r, e) || nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
@@ -128,7 +132,7 @@ static int refuse(struct nw_run *r, const struct nw_err *e) {
 	return e->exit;
 }
 
-/* Steps 6 to 9. The exit code, and *e when there is something to say to it. */
+/* Steps 5 to 9. The exit code, and *e when there is something to say to it. */
 static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 	if (!ready || start(r, e)) {
 		nwp_finish(r, false);

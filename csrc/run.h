@@ -117,7 +117,7 @@ struct nw_run {
 	const struct nw_launcher *launcher;
 	struct nw_caller caller;
 	enum nw_role role;
-	pid_t keeper_pid;
+	pid_t keeper_pid, front_pid;
 	int keeper, front; /* the socket between them, seen from the other side */
 	bool heard;        /* the keeper has told: */
 	int code;
@@ -190,7 +190,7 @@ int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e);
 uint64_t nwp_ticks(pid_t pid);
 
 /* sweep.c: what dead runs left */
-void nwp_sweep_before(struct nw_run *r);
+int nwp_sweep_before(struct nw_run *r, struct nw_err *e);
 int nwp_sweep_main(int argc, char **argv);
 
 /* audit.c: append one record; durable when sync */
@@ -202,7 +202,6 @@ void nwp_glexec_syslog(struct nw_run *r);
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
 int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e);
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
-void nwp_leave_dirs(struct nw_run *r);
 int nwp_give_work(struct nw_run *r);
 int nwp_take_back(struct nw_run *r);
 
@@ -236,7 +235,6 @@ int nwp_let_go(void);
 void nwp_keeper_tell(struct nw_run *r, int code, const struct nw_err *e);
 void nwp_front_hear(struct nw_run *r);
 int nwp_front_end(struct nw_run *r, struct nw_err *e);
-void nwp_lease_leave(struct nw_run *r);
 void nwp_relay_leave(struct nw_run *r);
 void nwp_close_payload_ends(struct nw_run *r);
 

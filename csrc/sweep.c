@@ -224,8 +224,11 @@ static bool any_dead(const struct nw_run *by) {
 	return found;
 }
 
-void nwp_sweep_before(struct nw_run *r) {
+int nwp_sweep_before(struct nw_run *r, struct nw_err *e) {
+	r->unswept = true;
+	if ((r->leases = nwp_state_dir(r, "leases", e)) < 0) return -1;
 	r->unswept = any_dead(r) && sweep_all(r, NULL, BEFORE_RUN_MS) > 0;
+	return 0;
 }
 
 static int forget(struct nw_run *by, const char *run) {

@@ -76,12 +76,6 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 	return bad;
 }
 
-/* The front's copies, once the keeper has its own. */
-void nwp_leave_dirs(struct nw_run *r) {
-	nwp_close(&r->work.mnt);
-	for (int i = 0; i < NW_EXPOSE; i++) nwp_close(&r->expose[i].mnt);
-}
-
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
  * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
 static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, int out) {
