@@ -13,6 +13,9 @@ from nodewrap import __version__
 VERBS = {
     "policy": ("nodewrap.commands.policy", "check, apply, roll back, show and explain the site's policy"),
     "doctor": ("nodewrap.commands.doctor", "what this node can do, and why not"),
+    "ps": ("nodewrap.commands.ps", "the runs on this node now"),
+    "kill": ("nodewrap.commands.kill", "end runs"),
+    "sweep": ("nodewrap.commands.sweep", "finish what dead runs left"),
     "policyd": ("nodewrap.commands.policyd", "keep the policy child resident"),
     "audit": ("nodewrap.commands.audit", "read the audit log"),
 }
