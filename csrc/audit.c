@@ -94,6 +94,11 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r) {
 	nw_json_int(j, "nodewrap.cleanup.entries", (int64_t)t->entries);
 	nw_json_int(j, "nodewrap.cleanup.left", (int64_t)t->left);
 	nw_json_strings(j, "nodewrap.cleanup.left_paths", left, n);
+	nw_json_int(j, "nodewrap.cleanup.removed", (int64_t)t->removed);
+	nw_json_int(j, "nodewrap.cleanup.ipc", (int64_t)t->ipc);
+	nw_json_int(j, "nodewrap.cleanup.keyrings", (int64_t)t->keys);
+	nw_json_int(j, "nodewrap.cleanup.shared", (int64_t)t->shared);
+	if (t->by_time) nw_json_bool(j, "nodewrap.cleanup.by_lease_time", true);
 	nw_json_int(j, "nodewrap.cleanup.neutralised.symlinks", (int64_t)t->symlinks);
 	nw_json_int(j, "nodewrap.cleanup.neutralised.special", (int64_t)t->special);
 	nw_json_int(j, "nodewrap.cleanup.neutralised.suid", (int64_t)t->suid);

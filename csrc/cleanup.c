@@ -156,4 +156,5 @@ void nwp_hand_back(struct nw_run *r) {
 		r->tally.left++;
 	}
 	remove_files(r);
+	nwp_clean_ipc(r);
 }

@@ -196,6 +196,7 @@ int nwp_lease(struct nw_run *r, struct nw_err *e) {
 	r->id = (struct nw_identity){ r->caller.uid, r->caller.gid, r->caller.uid, r->caller.gid, 1, r->caller.uid, NULL, -1, 0 };
 	if (r->decision.mode == NW_SWITCH) bad = lease_account(r, dir, e);
 	else if (r->decision.mode == NW_MAP) bad = lease_block(r, dir, e);
+	if (!bad) bad = nwp_share_id(r, dir, e);
 	close(dir);
 	return bad;
 }

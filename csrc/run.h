@@ -104,6 +104,8 @@ struct nw_dir {
 /* What is left of the payload's work in what goes back, and what was done about it. */
 struct nw_tally {
 	uint64_t entries, symlinks, special, suid, foreign, removed, left;
+	uint64_t ipc, keys, shared; /* ipc.c: removed; keyrings cleared; left because others use the id too */
+	bool by_time;               /* what was the run's was told by its time */
 	char left_path[4][256];
 };
 
@@ -252,12 +254,18 @@ struct nw_walk {
 	bool neutralise; /* remove what leads out, strip setuid bits */
 	bool chown;
 	bool remove;               /* everything of first..last goes; what is not theirs stays */
+	const struct stat *keep;   /* and this one file, or NULL */
 	uid_t first, last, to_uid; /* chown what belongs to first..last */
 	gid_t to_gid;
 };
 void nwp_tree(int root, const struct nw_walk *w, struct nw_tally *t);
-/* The entries of dir that belong to first..last, with all that is in them and theirs; dir itself stays. Adds to *t. Before: become their owner. */
-void nwp_remove_owned(int dir, uid_t first, uid_t last, struct nw_tally *t);
+/* The entries of dir that belong to first..last, with all that is in them and theirs; dir itself stays, and *keep. Adds to *t. Before: become their
+ * owner. */
+void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep, struct nw_tally *t);
+
+/* ipc.c: what outlives processes */
+int nwp_share_id(struct nw_run *r, int ids, struct nw_err *e);
+void nwp_clean_ipc(struct nw_run *r);
 
 /* sys.c */
 uint64_t nwp_now_ms(void);

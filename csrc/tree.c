@@ -160,6 +160,8 @@ static int take(struct walk *w, int dir, int fd, const char *name, const struct 
 	struct level *l = &w->stack[w->depth - 1];
 	if (!ours(w, st)) {
 		if (pass < 2) foreign(w, name);
+	} else if (w->want->keep && st->st_dev == w->want->keep->st_dev && st->st_ino == w->want->keep->st_ino) {
+		l->stays = true;
 	} else if (pass == 1) {
 		return enter(w, fd, name, st);
 	} else if (unlinkat(dir, name, pass ? AT_REMOVEDIR : 0) == 0) {
@@ -238,7 +240,7 @@ void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 }
 
 /* What somebody left in a directory that others share. In a process that has the rights of the owner and no more (I8). */
-void nwp_remove_owned(int dir, uid_t first, uid_t last, struct nw_tally *t) {
-	struct nw_walk w = { .top = "", .remove = true, .first = first, .last = last };
+void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep, struct nw_tally *t) {
+	struct nw_walk w = { .top = "", .remove = true, .keep = keep, .first = first, .last = last };
 	nwp_tree(dir, &w, t);
 }
