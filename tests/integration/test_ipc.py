@@ -399,6 +399,15 @@ def test_what_the_pilot_made_before_the_run_stays(shared, mark):
     assert cleanup(ran)["ipc"] == 0
 
 
+def test_queue_that_the_pilot_made_just_before_the_run_stays(shared, mark):
+    """Queues tell whole seconds. Nothing else of that second is there."""
+    node, kind = shared
+    name = mark()
+    as_pilot(node, "import ctypes, sys\nassert ctypes.CDLL('librt.so.1').mq_open(b'/' + sys.argv[1].encode(), 0o102, 0o600, None) >= 0", name)
+    node.run(kind, "/bin/true", profile="none")
+    assert there(name) == {"mqueue"}
+
+
 def test_what_the_pilot_goes_on_using_stays_and_is_counted(shared, mark):
     """Made during the run: attached, open, or last used by a living process."""
     node, kind = shared
