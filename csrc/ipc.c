@@ -204,7 +204,7 @@ void nwp_clean_ipc(struct nw_run *r) {
 	bool in = r->userns >= 0, whole = id->lock >= 0;
 	struct job j = { .first = in ? id->inside_uid : id->first, .last = in ? id->inside_uid : id->first + id->block - 1, .whole = whole };
 	struct stat st = { 0 };
-	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || (r->swept ? !whole : !r->started_us)) return;
+	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || !r->started_us || (r->swept && !whole)) return;
 	j.alone = !whole && fstat(r->range, &st) == 0 && flock(r->range, LOCK_EX | LOCK_NB) == 0;
 	j.since = !whole && r->range >= 0 ? st.st_mtim.tv_sec * NS + st.st_mtim.tv_nsec : (int64_t)r->started_us * 1000;
 	j.tally = mmap(NULL, sizeof *j.tally, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, 0, 0);

@@ -109,10 +109,10 @@ static int find_work(struct nw_run *r, const struct nw_lease *l, bool this_boot,
 	return 0;
 }
 
-/* The ids of a block are files' owners only inside a user namespace that the caller may make again. */
+/* The ids of a block are the caller's to act for only inside a user namespace that the caller may make again. */
 static int enter_ids(struct nw_run *r, struct nw_err *e) {
 	char path[64];
-	if (r->launcher->privileged || r->id.uid == r->caller.uid || (r->how != NW_CHOWN && r->decision.files == 0)) return 0;
+	if (r->launcher->privileged || r->id.uid == r->caller.uid) return 0;
 	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
 	if (p == 0)
 		for (;;) pause();

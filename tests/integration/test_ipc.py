@@ -21,10 +21,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.test_sweep import abandon
 from tests.need import need
-from tests.node import BLOCK, DELEGATED, KINDS, PROFILES, kill, status_of, until
+from tests.node import KINDS, PROFILES, kill, status_of, until
 from tests.pki import Pki
-from tests.site import account_command, command
+from tests.site import command
 
 #: Leaves one of each by the name argv[1] with the mode argv[2], and says what it could not leave.
 LEAVE = r"""
@@ -170,19 +171,6 @@ def queues():
                 command("umount", "/dev/mqueue")
                 os.rmdir("/dev/mqueue")
                 os.unlink("/run/nodewrap-test-mqueue-mounted")
-
-
-@pytest.fixture
-def delegated(session):
-    """The pilot has a range of subordinate ids."""
-    if os.geteuid() != 0:
-        need("newuidmap")
-        yield
-        return
-    name, span = session.accounts["pilot"].name, f"{DELEGATED}-{DELEGATED + BLOCK - 1}"
-    account_command("usermod", "--add-subuids", span, "--add-subgids", span, name)
-    yield
-    account_command("usermod", "--del-subuids", span, "--del-subgids", span, name)
 
 
 def cases(profiles):
@@ -348,6 +336,28 @@ sys.stdin.read()
     assert (status["Uid"], status["Gid"], int(status["CapEff"][0], 16)) == ([str(uid)] * 4, [str(uid)] * 4, 0)
     assert live.process.wait(30) == 0
     assert not top.exists()
+
+
+SWEPT = [("setuid", "static"), ("setuid", "map"), ("setuid", "block"), ("userns", "block"), ("setuid", "log-only"), ("userns", "map")]
+
+
+@pytest.mark.parametrize("case", SWEPT, ids="-".join)
+@pytest.mark.parametrize("profile", ["batch", "none"])
+def test_sweep_removes_what_a_dead_run_left_and_nothing_of_a_shared_id(request, case, profile, mark, queues):
+    """With the id leased it knows whose all of it is. When the run died it does not know, so of a shared id nothing can be told to be the run's."""
+    node, name = node_of(request, *case), mark()
+    live = node.start(case[1], "/usr/bin/python3", "-I", "-c", f"{LEAVE}\nsys.stdout.flush()\ntime.sleep(60)", name, "600", profile=profile)
+    assert json.loads(live.process.stdout.readline())["failed"] == {}
+    abandon(node, live)
+    if profile == "none":
+        assert there(name) - {"abstract socket"} == {*IPC, *FILES}
+    before = node.site.audit_size()
+    code, reports, _ = node.sweep()
+    assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+    shared = is_shared(*case)
+    assert there(name) == ({*IPC, *FILES} if shared and profile == "none" else set())
+    counted = next(record for record in node.site.records(before) if record["event"]["action"] == "cleanup")["nodewrap"]["cleanup"]
+    assert (counted["left"], counted["ipc"]) == (0, len(IPC) if profile == "none" and not shared else 0)
 
 
 def test_target_proxy_that_glexec_was_asked_to_leave_stays(setuid_node, home, session, mark):
