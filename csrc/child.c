@@ -154,7 +154,7 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	if (close_range(4, ~0u, 0) || setsid() < 0) _exit(113);
 	for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
 		if (setrlimit(limit[i].resource, &(struct rlimit){ limit[i].max, limit[i].max })) _exit(114);
-	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, NULL, 0, false))) _exit(115);
+	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, false))) _exit(115);
 	if (nwp_keep_caps(0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1) _exit(116);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL)) _exit(117);
 	if (nw_lock(filter, len)) _exit(118);

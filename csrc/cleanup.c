@@ -139,7 +139,7 @@ static void remove_files(struct nw_run *r) {
 	if (p == 0) {
 		bool inside = r->userns >= 0;
 		if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-		if (nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, NULL, 0, !r->launcher->privileged)) _exit(1);
+		if (nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
 		for (int i = 0; i < d->files; i++)
 			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(1);
 		_exit(0);

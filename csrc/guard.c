@@ -6,6 +6,7 @@
 #include "line.h"
 
 #define LOWEST_ACCOUNT 1000    /* below are system accounts (login.defs UID_MIN); never a target */
+#define LOWEST_TRACKING 201    /* below are groups that distributions give out by number, such as disk and shadow */
 #define HIGHEST_ID 4294967293u /* -1 means "no change" to setresuid(2), -2 is kept free as nobody's */
 
 const char *const nw_mode_name[NW_MODES] = { "switch", "map", "log-only" };
@@ -98,6 +99,7 @@ static const struct key GUARD[] = {
 	{ "switch-uid", RANGES, AT(switch_uid), LOWEST_ACCOUNT, NULL, false },
 	{ "switch-gid", RANGES, AT(switch_gid), LOWEST_ACCOUNT, NULL, false },
 	{ "map-uid", RANGES, AT(map_uid), LOWEST_ACCOUNT, NULL, false },
+	{ "tracking-gid", RANGES, AT(tracking_gid), LOWEST_TRACKING, NULL, false },
 	{ "audit-on-failure", CHOICE, AT(audit_on_failure), 0, ON_FAILURE, false },
 	{ "syslog", CHOICE, AT(syslog), 0, NO_YES, false },
 	{ "deadline-ms", LIMIT, AT(deadline_ms), 120000, NULL, false },
@@ -135,7 +137,7 @@ static int ranges(struct nw_lines *l, struct nw_ranges *to, uint64_t lowest, str
 	if (l->words < 2 || l->words - 1 > NW_RANGES) return bad(l, e, "wants 1 to 16 ranges first-last");
 	for (int i = 1; i < l->words; i++, to->n++)
 		if (parse_range(l->word[i], &to->r[to->n]) || to->r[to->n].first < lowest)
-			return bad(l, e, "wants ranges first-last, none of 0; those of payloads begin at 1000");
+			return bad(l, e, "wants ranges first-last, none of 0; those of payloads begin at 1000, tracking-gid at 201");
 	return 0;
 }
 

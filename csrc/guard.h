@@ -39,7 +39,7 @@ struct nw_guard {
 	int audit_on_failure;
 	int syslog;
 	uint64_t deadline_ms, max_wall_s;
-	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid;
+	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid, tracking_gid;
 	struct nw_names allow[NW_MODES]; /* profiles per mode; n 0: the mode is off */
 };
 

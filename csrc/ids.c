@@ -38,11 +38,25 @@ int nwp_keep_caps(uint64_t caps) {
 	return set_caps(caps);
 }
 
+/* The payload's supplementary groups: its account's, and those of the caller's by which a batch system finds the processes of a job
+ * (HTCondor's USE_GID_PROCESS_TRACKING, Grid Engine's gid_range). Set by init: in the payload's own user namespace they have no number, and
+ * cannot be named any more, but are kept (user_namespaces(7)). */
+int nwp_set_groups(const struct nw_run *r) {
+	const struct nw_account *a = r->id.account;
+	gid_t group[NW_GROUPS + NW_CALLER_GROUPS];
+	size_t n = a ? (size_t)a->groups : 0;
+	if (!r->launcher->privileged || r->decision.mode == NW_LOG_ONLY) return 0;
+	if (n) memcpy(group, a->group, n * sizeof *group);
+	for (int i = 0; i < r->caller.groups; i++)
+		if (nw_in_ranges(&r->guard.tracking_gid, r->caller.group[i])) group[n++] = r->caller.group[i];
+	return setgroups(n, group);
+}
+
 /* All three ids, then the proof: neither the old ids nor a changed file-system id may come back. */
-int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups) {
+int nwp_become(uid_t uid, gid_t gid, bool keep_groups) {
 	uid_t r, e, s;
 	gid_t rg, eg, sg;
-	if (!keep_groups && setgroups((size_t)n, groups)) return -1;
+	if (!keep_groups && setgroups(0, NULL)) return -1;
 	if (setresgid(gid, gid, gid) || setresuid(uid, uid, uid) || set_caps(0)) return -1;
 	if (getresuid(&r, &e, &s) || getresgid(&rg, &eg, &sg) || r != uid || e != uid || s != uid || rg != gid || eg != gid || sg != gid) return -1;
 	if (uid != 0 && (setuid(0) == 0 || seteuid(0) == 0 || setgroups(0, NULL) == 0)) abort();

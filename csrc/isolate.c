@@ -80,7 +80,7 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
-	p = (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
+	p = nwp_set_groups(r) ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
 	if (p == 0) nwp_payload(r, payload_sock, filter, len);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), high = fcntl(sock, F_DUPFD_CLOEXEC, 10);
 	if (p < 0 || null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 ||

@@ -100,11 +100,10 @@ static int take_std(struct nw_run *r, int *sock) {
 
 static void change_ids(struct nw_run *r, int sock) {
 	const struct nw_identity *id = &r->id;
-	const struct nw_account *a = id->account;
-	bool inside = r->userns >= 0 || r->decision.mode == NW_MAP, own_groups = id->uid == r->caller.uid;
+	bool inside = r->userns >= 0 || r->decision.mode == NW_MAP, keep_groups = r->launcher->privileged || id->uid == r->caller.uid;
 	uid_t uid = inside ? id->inside_uid : id->uid;
 	gid_t gid = inside ? id->inside_gid : id->gid;
-	if (nwp_drop_bounding() || nwp_become(uid, gid, a ? a->group : NULL, a ? a->groups : 0, own_groups))
+	if (nwp_drop_bounding() || nwp_become(uid, gid, keep_groups))
 		give_up(sock, 125, NW_INTERNAL, "NW-IDS", "cannot become", "the payload's user");
 }
 

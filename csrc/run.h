@@ -227,7 +227,8 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __a
 int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e);
 int nwp_drop_bounding(void);
 int nwp_keep_caps(uint64_t caps);
-int nwp_become(uid_t uid, gid_t gid, const uint32_t *groups, int n, bool keep_groups);
+int nwp_set_groups(const struct nw_run *r);
+int nwp_become(uid_t uid, gid_t gid, bool keep_groups);
 int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e);
 int nwp_keep_chown(uid_t uid, gid_t gid, bool chown);
 

@@ -217,7 +217,7 @@ void nwp_supervise(struct nw_run *r) {
 	uint64_t wall = front ? UINT64_MAX : r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
 	int signals = keeper ? -1 : open_signals(), pilot = r->caller.parent, *control = front ? &r->keeper : &r->init_sock;
 	char stat[32];
-	snprintf(stat, sizeof stat, "/proc/%d/stat", (int)getppid()); /* another one's when the front has died: then the run is being ended */
+	snprintf(stat, sizeof stat, "/proc/%d/stat", (int)r->front_pid);
 	int look = keeper ? open(stat, O_RDONLY | O_CLOEXEC) : -1;
 	while (*control >= 0) {
 		struct pollfd p[7] = { { signals, POLLIN, 0 }, { *control, POLLIN, 0 }, { pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };

@@ -15,6 +15,7 @@ MAX_LINES, MAX_BYTES, MAX_LINE, MAX_WORDS = 1000, 256 * 1024, 1023, 32
 MAX_PATH, MAX_NAME, MAX_FILE_NAME = 255, 31, 63
 MAX_RANGES, MAX_NAMES, MAX_OPS = 16, 16, 160
 LOWEST_ACCOUNT = 1000  # below are system accounts (login.defs UID_MIN)
+LOWEST_TRACKING = 201  # below are groups that distributions give out by number, such as disk and shadow
 HIGHEST_ID = 4294967293  # -1 means "no change" to setresuid(2), -2 is kept free as nobody's
 MAX_DEADLINE_MS, MAX_WALL_S = 120_000, 366 * 86400
 DEFAULT_DEADLINE_MS, DEFAULT_WALL_S = 10_000, 7 * 86400
@@ -64,6 +65,7 @@ class Guard:
     switch_uid: tuple[Range, ...] = ()
     switch_gid: tuple[Range, ...] = ()
     map_uid: tuple[Range, ...] = ()
+    tracking_gid: tuple[Range, ...] = ()
     allow: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
@@ -218,6 +220,7 @@ GUARD_LINES: dict[str, Callable[[Words], Any]] = {
     "max-wall-s": lambda words: _between(_only(words), 1, MAX_WALL_S),
     "caller-uid": _ranges(1),
     **dict.fromkeys(("switch-uid", "switch-gid", "map-uid"), _ranges(LOWEST_ACCOUNT)),
+    "tracking-gid": _ranges(LOWEST_TRACKING),
 }
 NEEDED = ("launcher", "python", "script", "policy", "state", "audit", "caller-uid")
 

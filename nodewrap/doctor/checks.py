@@ -259,6 +259,18 @@ def _within(node: Node, account: dict[str, Any]) -> bool:
     return all(any(bounds.first <= value <= bounds.last for bounds in ranges) for value, ranges in pairs)
 
 
+def _tracking(node: Node) -> Finding:
+    """A group that somebody is in for another reason would be handed to payloads with all that it may read."""
+    ranges = node.guard.tracking_gid if node.guard else ()
+    if not ranges:
+        return Finding(None, "no groups are named", "put 'tracking-gid FIRST-LAST' into the guard if the batch system finds processes by a group id")
+    inside = [group for group in grp.getgrall() if any(first <= group.gr_gid <= last for first, last in ranges)]
+    primary = {user.pw_gid for user in pwd.getpwall()}
+    used = [group.gr_name for group in inside if group.gr_mem or group.gr_gid in primary]
+    rights = f"{', '.join(used[:5])} with members: payloads of a member keep the group's rights"
+    return Finding(not used, rights if used else " ".join(f"{first}-{last}" for first, last in ranges))
+
+
 def _directory(pick: Callable[[Node], str], space: int) -> Callable[[Node], Finding]:
     """A directory of ours: there, trusted, writable for who writes it, and with so many bytes free."""
 
@@ -316,6 +328,7 @@ CHECKS = (
     Check("child", "the interpreter that evaluates policy, in its jail", _child, "name a root-owned python3 and script in the guard"),
     Check("policy", "who may run what", _policy, "run nodewrap policy apply"),
     Check("accounts", "switch uses accounts as they were when the policy was applied", _accounts, "run nodewrap policy apply again"),
+    Check("tracking", "payloads keep the groups by which a batch system finds processes", _tracking, "name only the batch system's in tracking-gid"),
     Check("state", "leases: no durable lease, no run", _directory(_state_directory, STATE_SPACE), "free space, or correct 'state' in the guard"),
     Check("audit", "records: no durable record, no run", _directory(_audit_directory, AUDIT_SPACE), "free space, or correct 'audit' in the guard"),
     Check("syslog", "a second place for records", _syslog, "start a syslog service, or write 'syslog no' into the guard"),

@@ -26,6 +26,7 @@ caller-uid 1-5 1000-2000
 switch-uid 1000-2000
 switch-gid 1000-2000
 map-uid 70000-80000
+tracking-gid 201-201 750-757
 allow switch strict batch
 allow map strict
 max-wall-s 7
@@ -62,7 +63,7 @@ def c_guard(data):
         assert text(error.text)
         return None
     names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup")
-    bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid")
+    bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid", "tracking_gid")
     allow = {mode: tuple(text(guard.allow[at].name[n]) for n in range(guard.allow[at].n)) for at, mode in enumerate(twin.MODES) if guard.allow[at].n}
     return twin.Guard(
         launcher=text(lib.nw_launcher_name(guard)),
@@ -110,7 +111,7 @@ WORDS = [
     b"landlock abstract", b"on-missing degrade", b"1777", b"01777", b"2777", b"4095", b"4096", b"1125899906842624", b"1125899906842625", b"x" * 31,
     b"x" * 32, b"x" * 63, b"x" * 64, b".a", b"-a", b"_a", b"\t", b" ", b"\n", b"#", b"\x7f", b"\0", b"\xff", b"allow map a b", b"profile z\n",
     b"profile strict", b"seccomp a", b"hostname", b"dev null", b"null " * 31, b"18446744073709551616", b"99999999999999999999", b"31622400",
-    b"31622401", b"120001", b"bind ro /x", b"link /a b",
+    b"31622401", b"120001", b"bind ro /x", b"link /a b", b"200-201", b"201-201", b"tracking-gid 201-201\n",
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "drop", "insert", "grow"]), st.integers(0, 10**6), st.integers(0, 40),
                            st.sampled_from(WORDS) | st.binary(max_size=12)), min_size=1, max_size=3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
+import json
 import os
 import select
 import signal
@@ -9,9 +12,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from tests.node import until
+from tests.need import need
+from tests.node import status_of, until
 
 #: The payload's first process, a child, and a daemon in a session of its own, each saying its letter again and again.
 LETTERS = """
@@ -40,6 +45,11 @@ def as_pilot(node, *argv):
     """The exit status of argv run by the pilot."""
     pilot = node.pilot
     return subprocess.run(argv, user=pilot.uid, group=pilot.gid, extra_groups=[], stderr=subprocess.DEVNULL, check=False).returncode
+
+
+def ended(live):
+    live.process.send_signal(signal.SIGTERM)
+    assert live.process.wait(10) == 143
 
 
 def said(live, seconds):
@@ -79,8 +89,7 @@ def test_a_suspended_front_suspends_the_payload_and_continues_it(request, launch
         until(lambda: not said(live, 0.3) & who, "they stop", 3)
         assert as_pilot(node, "kill", "-CONT", str(live.process.pid)) == 0
         until(lambda: said(live, 0.2) == ALL, "and go on", 3)
-    live.process.send_signal(signal.SIGTERM)
-    assert live.process.wait(10) == 143
+    ended(live)
 
 
 @pytest.mark.parametrize(("trap", "code"), [("exit 5", 5), ("", 137)])
@@ -123,3 +132,229 @@ def test_looking_after_the_front_costs_next_to_nothing(setuid_node):
     before = ran()
     time.sleep(2)
     assert ran() - before < 2_000_000
+
+
+# ---- found: the tracking group ----
+
+
+TRACKING, OTHER = 2000000000 + os.getpid() % 100000 * 2, 2000000001 + os.getpid() % 100000 * 2
+
+
+def in_job(node):
+    """The pilot as a batch system starts it: with the job's tracking group among its own, and another group beside it."""
+    account = copy.copy(node.pilot)
+    account.groups = [*node.pilot.groups, TRACKING, OTHER]
+    return account
+
+
+def groups_of(pid):
+    return {int(word) for word in status_of(pid)["Groups"]}
+
+
+def own_groups(node, live):
+    """Those of the account that the payload runs under; a block of ids has none."""
+    return next((set(account.groups) for account in node.site.accounts.values() if account.uid == os.stat(f"/proc/{live.pid}").st_uid), set())
+
+
+@pytest.mark.parametrize(("kind", "profile"), [("static", "strict"), ("pool", "none"), ("map", "batch"), ("block", "strict")])
+def test_the_payload_keeps_the_tracking_group_and_no_other(setuid_node, kind, profile):
+    """Seen from outside, as condor_procd and Grid Engine's execd look for it, on a grandchild with a session of its own."""
+    setuid_node.open_guard(tracking_gid=f"1000000000-1000000001 {TRACKING}-{TRACKING}")
+    live = setuid_node.start(kind, "/bin/sh", "-c", "setsid sleep 60 & sleep 60", user=in_job(setuid_node), profile=profile)
+    until(lambda: len(setuid_node.payload_processes()) == 3, "three processes")
+    assert [groups_of(pid) for pid in setuid_node.payload_processes()] == [{TRACKING} | own_groups(setuid_node, live)] * 3
+    ended(live)
+
+
+@pytest.mark.parametrize("kind", ["static", "map"])
+def test_without_a_range_no_group_of_the_callers_is_kept(setuid_node, kind):
+    live = setuid_node.start(kind, "/bin/sleep", "60", user=in_job(setuid_node))
+    assert groups_of(live.pid) == own_groups(setuid_node, live)
+
+
+@pytest.mark.parametrize(("launcher", "kind"), [("setuid", "log-only"), ("userns", "log-only"), ("userns", "map")])
+def test_a_payload_with_the_pilots_id_keeps_all_of_the_pilots_groups(request, launcher, kind):
+    node = request.getfixturevalue(f"{launcher}_node")
+    live = node.start(kind, "/bin/sleep", "60", user=in_job(node))
+    assert groups_of(live.pid) == set(in_job(node).groups)
+    ended(live)
+
+
+DROP = """
+import ctypes, json, os
+def refused(act):
+    try:
+        act()
+    except PermissionError:
+        return True
+    return False
+def write(name, text):
+    with open(f"/proc/self/{name}", "w") as file:
+        file.write(text)
+uid, gid = os.getuid(), os.getgid()
+said = [len(os.getgroups()), refused(lambda: os.setgroups([]))]
+ctypes.CDLL(None).unshare(0x10000000)
+said.append(refused(lambda: write("gid_map", f"0 {gid} 1")))
+write("setgroups", "deny")
+write("uid_map", f"0 {uid} 1")
+write("gid_map", f"0 {gid} 1")
+said += [os.getuid(), refused(lambda: os.setgroups([])), len(os.getgroups())]
+print(json.dumps(said))
+"""
+
+
+@pytest.mark.parametrize("kind", ["static", "map"])
+def test_the_payload_cannot_leave_the_tracking_group(setuid_node, kind):
+    """Not even as root of a user namespace of its own (user_namespaces(7), setgroups)."""
+    setuid_node.open_guard(tracking_gid=f"{TRACKING}-{TRACKING}")
+    groups = 1 + (kind == "static")  # and the account's own
+    assert setuid_node.python(kind, DROP, user=in_job(setuid_node)) == [groups, True, True, 0, True, groups]
+
+
+# ---- inherited ----
+
+
+RUNS = [
+    ("setuid", "static", "strict"), ("setuid", "pool", "none"), ("setuid", "map", "batch"), ("setuid", "block", "compat"),
+    ("setuid", "log-only", "batch"), ("setuid", "log-only", "none"), ("userns", "map", "batch"), ("userns", "log-only", "none"),
+]  # fmt: skip
+LIBC = ctypes.CDLL(None, use_errno=True)
+IOPRIO_SET, IOPRIO_GET = {"x86_64": (251, 252), "aarch64": (30, 31)}.get(os.uname().machine, (0, 0))
+LOW_IO = 2 << 13 | 6  # class "best effort", level 6
+
+
+def lowered():
+    """What batch systems do to a job before they start it."""
+    os.nice(7)
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    LIBC.syscall(IOPRIO_SET, 1, 0, LOW_IO)
+
+
+def seen(pid):
+    oom = int(Path(f"/proc/{pid}/oom_score_adj").read_text())
+    return os.getpriority(os.PRIO_PROCESS, pid), os.sched_getscheduler(pid), os.sched_getaffinity(pid), LIBC.syscall(IOPRIO_GET, 1, pid), oom
+
+
+@pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
+def test_niceness_scheduling_class_processors_io_priority_and_oom_score_are_the_payloads(request, launcher, kind, profile):
+    node = request.getfixturevalue(f"{launcher}_node")
+    own = Path("/proc/self/oom_score_adj")
+    before = own.read_text()
+    own.write_text("321")
+    try:
+        live = node.start(kind, "/bin/sleep", "60", profile=profile, preexec_fn=lowered)
+    finally:
+        own.write_text(before)
+    assert seen(live.pid) == (7, os.SCHED_BATCH, {max(os.sched_getaffinity(0))}, LOW_IO, 321)
+    ended(live)
+
+
+CPU_V1 = Path("/sys/fs/cgroup/cpu")
+V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
+
+
+@pytest.fixture
+def job():
+    """The groups of a job, in cgroup v2 and in one hierarchy of v1 where the node has that; this process is in them while a test starts something."""
+    need("root", "cgroup2")
+    made = Job()
+    yield made
+    made.close()
+
+
+class Job:
+    def __init__(self):
+        name = f"nwtest-job-{os.getpid()}"
+        self.v2 = V2 / name
+        self.groups = [self.v2] + [CPU_V1 / name] * (CPU_V1 / "tasks").exists()
+        for group in self.groups:
+            group.mkdir()
+
+    def __enter__(self):
+        for group in self.groups:
+            (group / "cgroup.procs").write_text("0")
+
+    def __exit__(self, *_):
+        for group in self.groups:
+            (group.parent / "cgroup.procs").write_text("0")
+
+    def close(self):
+        (self.v2 / "cgroup.kill").write_text("1")
+        for group in self.groups:
+            until(lambda group=group: not (group / "cgroup.procs").read_text(), "the job is empty")
+            for left in [*group.glob("nodewrap-*"), group]:
+                left.rmdir()
+
+    def used_us(self):
+        (line,) = [line for line in (self.v2 / "cpu.stat").read_text().splitlines() if line.startswith("usage_usec")]
+        return int(line.split()[1])
+
+
+def cgroups_of(pid):
+    """{controllers: path}; "" is v2."""
+    return {line.split(":")[1]: line.split(":", 2)[2] for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines()}
+
+
+@pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
+def test_the_payload_is_in_the_jobs_cgroups_or_just_below(request, job, launcher, kind, profile):
+    node = request.getfixturevalue(f"{launcher}_node")
+    with job:
+        live = node.start(kind, "/bin/sleep", "60", profile=profile)
+    front, payload = cgroups_of(live.process.pid), cgroups_of(live.pid)
+    below = payload.pop("").removeprefix(front.pop("") + "/")
+    assert front == payload
+    assert (below.startswith("nodewrap-") and "/" not in below) if launcher == "setuid" else below == f"/{job.v2.name}"
+    ended(live)
+
+
+# ---- accounted ----
+
+
+#: An orphan with a session of its own uses the processor for 0.3 s and 100 MB; the payload's first process waits until it has ended.
+USED = """
+import os, time
+ends = os.pipe()
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        kept = b"x" * 100_000_000
+        while time.process_time() < 0.3:
+            pass
+    os._exit(0)
+os.wait()
+os.close(ends[1])
+os.read(ends[0], 1)
+time.sleep(0.1)
+"""
+PILOT = """
+import json, resource, subprocess, sys
+code = subprocess.run(sys.argv[1:], stdin=subprocess.DEVNULL).returncode
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps([code, used.ru_utime + used.ru_stime, used.ru_maxrss]))
+"""
+
+
+@pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
+def test_what_the_payload_uses_is_the_pilots_childrens_and_the_jobs(request, job, launcher, kind, profile):
+    """getrusage(RUSAGE_CHILDREN) of the pilot, by the chain of waits, and the job's cgroup; orphans included."""
+    node = request.getfixturevalue(f"{launcher}_node")
+    with job:
+        ran = node.site.run(python(PILOT, *map(os.fspath, node.argv(kind, python(USED), profile))))
+    code, seconds, kilobytes = json.loads(ran.out)
+    assert (code, ran.err) == (0, b"")
+    assert seconds >= 0.3
+    assert kilobytes >= 100_000_000 >> 10
+    assert job.used_us() >= 300_000
+
+
+@pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
+def test_everything_of_the_payload_is_a_descendant_of_the_front_while_it_runs(request, launcher, kind, profile):
+    """DIRAC, PanDA and condor_procd add up processors and memory by walking from parent to child."""
+    node = request.getfixturevalue(f"{launcher}_node")
+    live = node.start(kind, *python(LETTERS), profile=profile)
+    until(lambda: said(live, 0.2) == ALL, "all of the payload runs")
+    below = psutil.Process(live.process.pid).children(recursive=True)
+    assert sum(process.name() == "python3" and process.status() != "zombie" for process in below) == 3
+    assert {process.pid for process in psutil.process_iter() if process.ppid() == 1 and process.uids().real == node.pilot.uid} == set()
+    ended(live)

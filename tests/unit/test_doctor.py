@@ -274,6 +274,16 @@ def test_accounts_outside_the_guard_are_found():
     assert checks._accounts(on).yes is True
 
 
+def test_a_tracking_group_that_somebody_is_in_is_found():
+    on, own = node(), os.getgid()
+    assert checks._tracking(on).yes is None
+    on.guard.tracking_gid = (Range(4294967000, 4294967001),)
+    assert checks._tracking(on).yes is True
+    on.guard.tracking_gid = (Range(4294967000, 4294967001), Range(own, own))
+    assert checks._tracking(on).yes is False
+    assert checks.grp.getgrgid(own).gr_name in checks._tracking(on).saw
+
+
 def test_a_missing_audit_directory_is_found():
     on = node()
     on.guard.audit = "/no/such/audit.jsonl"

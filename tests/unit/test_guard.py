@@ -52,11 +52,13 @@ max-wall-s 31622400
 switch-uid 20001-20100 30000-30000
 switch-gid	20001-20100
 map-uid 2000000000-2000065535
+tracking-gid 750-757 20101-20200
 allow switch strict batch
 allow log-only none
 """
     guard = parse_guard(more.encode())
     assert guard.switch_uid == (Range(20001, 20100), Range(30000, 30000))
+    assert guard.tracking_gid == (Range(750, 757), Range(20101, 20200))
     assert guard.allow == {"switch": ("strict", "batch"), "log-only": ("none",)}
     assert (guard.deadline_ms, guard.max_wall_s, guard.syslog, guard.audit_on_failure) == (120000, 31622400, True, "run-and-flag")
     assert (guard.policyd, guard.cgroup, guard.ca_dir) == ("/run/nodewrap/policyd", "/sys/fs/cgroup", "/etc/grid-security/certificates")
@@ -91,6 +93,7 @@ def test_a_line_that_stands_twice_is_refused(line):
     ("policyd /run/../x", "absolute"), ("policyd /run/", "absolute path"), ("policyd /run/./x", "absolute path"),
     ("policyd /" + "x" * 255, "at most 255"), ("policyd", "one word"), ("allow fly strict", "not one of"), ("allow map", "wants a mode"),
     ("allow map ../x", "not a name"), ("allow map -x", "not a name"), ("allow map " + "x" * 32, "name"), ("allow map " + "x " * 17, "1 to 16"),
+    ("tracking-gid 200-757", "begins below 201"), ("tracking-gid 750", "not a range"),
     ("switch-uid 1000-1001 " + "#" * 1100, "longer than 1023"), ("x " * 33, "more than 32 words"),
 ])
 def test_a_bad_line_is_refused_at_its_number(line, why):
