@@ -181,7 +181,7 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	bool ipc = !(r->profile.namespaces & NW_NS_IPC), files = !(r->profile.namespaces & NW_NS_MOUNT), in = r->userns >= 0;
 	int queues = ipc ? open_queues(r) : -1;
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-	if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, NULL, 0, !r->launcher->privileged)) _exit(1);
+	if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
 	for (int i = 0; ipc && i < 3; i++) clean_table(j, &kinds[i]);
 	if (queues >= 0) clean_dir(j, queues, true);
 	for (int i = 0; i < r->decision.files; i++)
