@@ -55,7 +55,7 @@ def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespa
         times = measure.starts(node, cases.mount_cases(node, others), asked.runs, asked.mounts)
         show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
     elif part == "kills" and ROOT:
-        show("From the payload's end to the launcher's exit, with a tree left behind", table.of_kills(measure.kills(node, asked.kills)))
+        show("A tree and its end: from the order to the proof that nothing is left", table.of_kills(measure.kills(node, asked.kills)))
     elif part == "memory":
         show("Resident memory while a payload sleeps", table.of_memory(measure.memory(node)))
     elif part == "lines":

@@ -50,7 +50,7 @@ def test_tree_leaves_as_many_processes_as_asked():
     need("gcc")
     argv = ["unshare", "--user", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child", compiled("tree"), "idle", "40"]
     need("userns")
-    done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=60)
     assert int(done.stdout.split()[0]) == 40
 
 
