@@ -25,6 +25,7 @@ struct job {
 	bool whole;        /* the ids are the run's alone */
 	bool alone;        /* else: no other run has the id now */
 	int64_t since;     /* ns */
+	pid_t by;          /* who cleans no more when this has been killed: a sweep does, and then the id is another's */
 	struct stat keep;  /* what glexec was asked to leave: the target proxy */
 };
 
@@ -182,6 +183,7 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	int queues = ipc ? open_queues(r) : -1;
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != j->by) _exit(1);
 	for (int i = 0; ipc && i < 3; i++) clean_table(j, &kinds[i]);
 	if (queues >= 0) clean_dir(j, queues, true);
 	for (int i = 0; i < r->decision.files; i++)
@@ -202,7 +204,9 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 void nwp_clean_ipc(struct nw_run *r) {
 	const struct nw_identity *id = &r->id;
 	bool in = r->userns >= 0, whole = id->lock >= 0;
-	struct job j = { .first = in ? id->inside_uid : id->first, .last = in ? id->inside_uid : id->first + id->block - 1, .whole = whole };
+	struct job j = {
+		.first = in ? id->inside_uid : id->first, .last = in ? id->inside_uid : id->first + id->block - 1, .whole = whole, .by = getpid()
+	};
 	struct stat st = { 0 };
 	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || !r->started_us || (r->swept && !whole)) return;
 	j.alone = !whole && fstat(r->range, &st) == 0 && flock(r->range, LOCK_EX | LOCK_NB) == 0;

@@ -23,7 +23,7 @@ import pytest
 
 from tests.integration.test_sweep import abandon
 from tests.need import need
-from tests.node import KINDS, PROFILES, kill, status_of, until
+from tests.node import KINDS, PROFILES, alive, kill, status_of, until
 from tests.pki import Pki
 from tests.site import command
 
@@ -304,37 +304,57 @@ def test_work_directory_in_tmp_that_could_not_be_taken_back_is_not_taken_for_the
         shutil.rmtree(top)
 
 
-@pytest.mark.parametrize("case", [("setuid", "static"), ("setuid", "map"), ("setuid", "log-only"), ("userns", "block")], ids="-".join)
-def test_who_removes_has_the_payloads_id_and_no_capability(request, case, mark):
-    """I8. So many entries that it can be watched."""
-    need("root")
-    node, top = node_of(request, *case), Path(f"/tmp/{mark()}")
+def watched(node, kind, top):
+    """(live, uid of the payload, pid of who removes its files): so many that it can be watched."""
     code = """
 import os, sys
 os.mkdir(sys.argv[1])
-for n in range(20000):
+for n in range(40000):
     os.mknod(f'{sys.argv[1]}/{n}')
 print('made', flush=True)
 sys.stdin.read()
 """
-    if case[1] == "log-only":  # nothing of a temporary directory is removed
+    if kind == "log-only":  # nothing of a temporary directory is removed
         code = code.replace("os.mkdir(sys.argv[1])\n", "sys.argv[1] = '/dev/shm'\n").replace("{n}", f"{top.name}{{n}}")
-    live = node.start(case[1], "/usr/bin/python3", "-I", "-c", code, top, profile="none")
+    live = node.start(kind, "/usr/bin/python3", "-I", "-c", code, top, profile="none")
     assert live.process.stdout.readline() == b"made\n"
-    uid, where = os.stat(f"/proc/{live.pid}").st_uid, "/dev/shm" if case[1] == "log-only" else str(top)
+    uid, where = os.stat(f"/proc/{live.pid}").st_uid, "/dev/shm" if kind == "log-only" else str(top)
     known = set(node.launchers())
     live.process.stdin.close()
 
     def cleaner():
         for pid in set(node.launchers()) - known:
-            with contextlib.suppress(OSError, KeyError):
+            with contextlib.suppress(OSError):
                 if where in [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]:
-                    return status_of(pid)
+                    os.kill(pid, signal.SIGSTOP)
+                    return pid
         return None
 
-    status = until(cleaner, "who cleans")
+    return live, uid, until(cleaner, "who cleans")
+
+
+@pytest.mark.parametrize("case", [("setuid", "static"), ("setuid", "map"), ("setuid", "log-only"), ("userns", "block")], ids="-".join)
+def test_who_removes_has_the_payloads_id_and_no_capability(request, case, mark):
+    """I8."""
+    need("root")
+    node, top = node_of(request, *case), Path(f"/tmp/{mark()}")
+    live, uid, pid = watched(node, case[1], top)
+    status = status_of(pid)
+    os.kill(pid, signal.SIGCONT)
     assert (status["Uid"], status["Gid"], int(status["CapEff"][0], 16)) == ([str(uid)] * 4, [str(uid)] * 4, 0)
     assert live.process.wait(30) == 0
+    assert not top.exists()
+
+
+def test_who_removes_dies_with_its_launcher_and_a_sweep_goes_on(userns_node, delegated, mark):
+    """It would outlive the lease, and remove what the next tenant of the ids has."""
+    top = Path(f"/tmp/{mark()}")
+    live, _, pid = watched(userns_node, "block", top)
+    kill(live.process)
+    until(lambda: not alive(pid), "its end, though it was stopped")
+    assert len(os.listdir(top)) > 0
+    code, reports, _ = userns_node.sweep()
+    assert (code, [report["state"] for report in reports]) == (0, ["swept"])
     assert not top.exists()
 
 
