@@ -378,6 +378,7 @@ def test_sweep_removes_what_a_dead_run_left_and_nothing_of_a_shared_id(request, 
     assert there(name) == ({*IPC, *FILES} if shared and profile == "none" else set())
     counted = next(record for record in node.site.records(before) if record["event"]["action"] == "cleanup")["nodewrap"]["cleanup"]
     assert (counted["left"], counted["ipc"]) == (0, len(IPC) if profile == "none" and not shared else 0)
+    assert (counted["shared"], "by_lease_time" in counted) == (0, False), "not even counted: it may be anybody's"
 
 
 def test_target_proxy_that_glexec_was_asked_to_leave_stays(setuid_node, home, session, mark):
