@@ -13,8 +13,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.crash.points import Listing
-from tests.node import BLOCK, DELEGATED, MAP_BLOCKS, MAP_FIRST, Node
+from tests.crash.points import Listing, Point
+from tests.node import BLOCK, DELEGATED, MAP_BLOCKS, MAP_FIRST, RULE, Node
+from tests.pki import Pki
 from tests.site import account_command
 
 HERE = Path(__file__).parent
@@ -23,20 +24,48 @@ PAYLOAD = "nw-crash"
 DAEMONS = 2
 #: A call that fails may make the launcher wait for something that does not come: 30 s (isolate.c, news).
 HANG_S = 45
-#: launcher/kind/profile; "subuid": userns with a range of subordinate ids.
+#: launcher/kind/profile[/victim]. Kinds are those of tests/node.py and: subuid (block, userns with a range of subordinate ids), bare (log-only
+#: without a cgroup), credential (a proxy that is copied for the payload: a file on the host, where the payload's view is the host's). victim: what
+#: is killed, when it is not the run itself: the sweep of a dead run, or the next run, which sweeps too.
 CASES = (
     *(f"setuid/{kind}/{profile}" for kind in ("static", "pool", "map", "block", "log-only") for profile in PROFILES),
+    "setuid/bare/batch", "setuid/bare/none", "setuid/credential/none",
     *(f"userns/{kind}/{profile}" for kind in ("map", "log-only", "subuid") for profile in PROFILES),
+    "userns/credential/none",
+    *(f"setuid/{kind}/sweep" for kind in ("static/batch", "static/none", "block/none", "log-only/batch", "bare/none", "credential/none")),
+    *(f"userns/{kind}/sweep" for kind in ("map/batch", "log-only/none", "subuid/batch", "credential/none")),
+    "setuid/static/none/next", "userns/log-only/none/next",
 )
+KINDS = {"subuid": "block", "bare": "log-only", "credential": "testvo"}
 
 
 class Tools:
-    """nth and the payload, compiled below top."""
+    """nth and the payload, compiled below top; a proxy of the pilot's."""
 
     def __init__(self, top):
         self.nth, self.payload = top / "nth", top / PAYLOAD
         for source, program in (("nth.c", self.nth), ("payload.c", self.payload)):
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-Werror", "-o", program, HERE / source], check=True)
+        self.pki = Pki(top / "pki")
+
+    def proxy(self, pilot):
+        """The file, made once: a proxy with an attribute certificate."""
+        path = self.pki.directory / "proxy.pem"
+        if not path.exists():
+            alice = self.pki.alice
+            path.write_bytes(self.pki.forge_proxy(alice, acs=[self.pki.forge_ac()]).file(alice))
+            path.chmod(0o600)
+            os.chown(path, pilot.uid, pilot.gid)
+        return path
+
+
+class CrashNode(Node):
+    """Every kind of tests/node.py, and one more for those with a proxy of testvo."""
+
+    def policy_text(self, kinds=None, assurance="declared"):
+        account = self.site.accounts.get("user1")
+        identity = f'{{ mode = "switch", account = "{account.name}", lease = "exclusive" }}' if self.privileged else '{ mode = "log-only" }'
+        return super().policy_text(kinds, assurance) + RULE.format(kind="testvo", identity=identity)
 
 
 @dataclass
@@ -57,19 +86,24 @@ class Outcome:
 
 
 class Case:
-    """name: as in CASES. work: the work directory of its runs. nonce: what the payload of the run says."""
+    """name: as in CASES. work: the work directory of its runs. nonce: what the payload of the run says. victim: "run", "sweep", "next"."""
 
     def __init__(self, session, tools, name):
         self.name, self.session, self.tools = name, session, tools
-        self.launcher, self.kind, self.profile = name.split("/")
+        self.launcher, self.kind, self.profile, self.victim = (*name.split("/"), "run")[:4]
         self.site = session.site(self.launcher)
-        self.node = Node(self.site)
+        self.node = CrashNode(self.site)
         self.pilot = self.site.pilot
         self.work = session.top / "work"
-        self.program = self.site.prefix / f"libexec/nodewrap/nodewrap-{self.launcher}"
-        self.sweeper = self.site.prefix / "libexec/nodewrap/nodewrap-sweep"
+        self.libexec = self.site.prefix / "libexec/nodewrap"
         self.uids = self.node.uids() | {self.pilot.uid}
+        self.node.open_guard(ca_dir=str(tools.pki.ca_dir), voms_dir=str(tools.pki.voms_dir))
+        if self.kind == "bare":
+            self.site.guard(cgroup=None)
+        elif "cgroup" in self.site.first_guard:
+            self.site.guard(cgroup=self.site.first_guard["cgroup"])
         self._subuid(self.kind == "subuid")
+        self.death = ()
         self.fresh()
 
     def _subuid(self, wanted):
@@ -95,18 +129,33 @@ class Case:
         for path in (self.work, given, given / "input", given / PAYLOAD):
             os.chown(path, self.pilot.uid, self.pilot.gid)
 
-    def argv(self, status_fd):
-        kind = "block" if self.kind == "subuid" else self.kind
-        options = ["--workdir", str(self.work), "--status-fd", str(status_fd)]
-        command = [str(self.work / "given" / PAYLOAD), self.nonce, str(DAEMONS), "files"]
-        return self.node.argv(kind, command, self.profile, options, launcher=self.program)
+    # ---- commands ----
 
-    def run(self, *options, argv=None, root=False):
-        """The command (default: the run) under nth with these options -> Outcome."""
+    def argv(self, status_fd):
+        """The run."""
+        command = [str(self.work / "given" / PAYLOAD), self.nonce, str(DAEMONS), "files"]
+        options = ["--workdir", str(self.work), "--status-fd", str(status_fd)]
+        return self._run(command, options)
+
+    def next_argv(self):
+        """Another run, of which nothing is left."""
+        return self._run(["/bin/true"], [])
+
+    def _run(self, command, options):
+        if self.kind == "credential":
+            options = [*options, "--credential", str(self.tools.proxy(self.pilot)), "--profile", self.profile]
+            return [self.libexec / f"nodewrap-{self.launcher}", "run", *options, "--", *command]
+        kind = KINDS.get(self.kind, self.kind)
+        return self.node.argv(kind, command, self.profile, options, launcher=self.libexec / f"nodewrap-{self.launcher}")
+
+    def run(self, *options, victim="run"):
+        """The command under nth with these options -> Outcome."""
         began, pipes = time.monotonic(), [os.pipe() for _ in range(3)]
         (lines, lines_w), (out, out_w), (status, status_w) = pipes
+        root = victim == "sweep" and self.launcher == "setuid"
         ids = [] if root else ["-u", self.pilot.uid, "-g", self.pilot.gid, "-G", ",".join(map(str, self.pilot.groups))]
-        words = [self.tools.nth, "-o", lines_w, "-t", HANG_S, "-p", PAYLOAD, *ids, *options, "--", *(argv or self.argv(status_w))]
+        argv = {"run": self.argv(status_w), "sweep": [self.libexec / "nodewrap-sweep"], "next": self.next_argv()}[victim]
+        words = [self.tools.nth, "-o", lines_w, "-t", HANG_S, "-p", PAYLOAD if victim == "run" else "true", *ids, *options, "--", *argv]
         with open(self.session.top / "stderr", "w+b") as err:  # a file: it is carried over, which a pipe is not
             # The pipe of the lines is read at once: the daemons have none of it, and it ends with nth.
             process = subprocess.Popen(
@@ -130,17 +179,30 @@ class Case:
         hangs = [" ".join(words[1:]) for words in told if words[0] == "hang"]
         return Outcome(status, out, err, [json.loads(line) for line in events.splitlines()], hits, hangs, free, seconds, told)
 
-    def listing(self):
-        """The calls of one undisturbed run, or of a sweep -> Listing."""
-        self.fresh()
-        return Listing(self.run("-l").lines)
+    def die(self):
+        """A dead run: all its processes are killed at once when its payload has left everything and ended, and nobody has swept yet -> Outcome."""
+        if not self.death:
+            listing = Listing(self.run("-l").lines)
+            parent = next(process for process in listing.processes.values() if process.role == "init").parent
+            first = listing.phase("run")[0]
+            n = next(n for n, (order, _, _) in enumerate(listing.processes[parent].calls, 1) if order >= first)
+            self.death = Point("A", parent, n, 50).option()
+            self.fresh()
+        return self.run(*self.death)
 
     def sweep(self):
         """nodewrap-sweep, as who owns the leases. Its exit status and what it said."""
         owner = {} if self.launcher == "setuid" else {"user": self.pilot.uid, "group": self.pilot.gid, "extra_groups": self.pilot.groups}
         env = self.site.environment(self.pilot)
-        done = subprocess.run([self.sweeper], env=env, cwd="/", capture_output=True, timeout=HANG_S, check=False, **owner)
+        done = subprocess.run([self.libexec / "nodewrap-sweep"], env=env, cwd="/", capture_output=True, timeout=HANG_S, check=False, **owner)
         return done.returncode, done.stdout + done.stderr
+
+    def next_run(self):
+        """A plain next run: it sweeps too. Its exit status and what it said."""
+        ran = self.site.run(self.next_argv(), cwd="/", timeout=HANG_S)
+        return ran.rc, ran.out + ran.err
+
+    # ---- what is there ----
 
     def processes(self):
         """{pid: what it is} of everything of this session's that runs: its programs, wherever they are shown, and its ids."""

@@ -18,7 +18,9 @@ import time
 from pathlib import Path
 
 PAYLOADS_CODE = 7
-CODES = {PAYLOADS_CODE, 201, 202, 203, 126, 127}
+REFUSED = {201, 202, 203}
+#: What the caller may see of each kind of command. A sweep: all done, something left.
+CODES = {"run": {PAYLOADS_CODE, 126, 127} | REFUSED, "next": {0, 126, 127} | REFUSED, "sweep": {0, 1} | REFUSED}
 LINE = re.compile(rb"nodewrap: NW-[A-Z0-9-]+: [^\n]+\n")
 GONE_S = 5
 
@@ -57,7 +59,7 @@ class Judge:
             found.append(record)
         return found
 
-    def judge_records(self, records, executed):
+    def judge_records(self, records, outcome, executed):
         """executed: a payload did run (its nonce was seen). Of the records of all runs since the last look."""
         runs = {}
         for record in records:
@@ -73,7 +75,9 @@ class Judge:
                 self.problems.append(f"records: start twice in {run}: {names}")
         if executed and not any(("start", False) in actions for actions in runs.values()):
             self.problems.append(f"records: executed without start: {list(runs.values())}")
-        return runs
+        ends = [record["process"].get("exit_code") for record in records if record["event"]["action"] == "exit"]
+        if outcome.status == 137 and 137 not in ends:
+            self.problems.append(f"exit status 137, and on record: {ends}")
 
     # ---- what is left ----
 
@@ -87,6 +91,7 @@ class Judge:
         found += [f"lease {name}" for name in case.site.leases()]
         found += [f"id {path.name} held" for path in (case.site.state / "ids").glob("*") if self._held(path)]
         found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {case.session.top}/" in line]
+        found += [f"file {path}" for path in Path("/tmp").glob("x509up_u*.glexec.*") if case.owns(path.lstat().st_uid)]
         return found
 
     def _held(self, path):
@@ -132,20 +137,21 @@ class Judge:
     # ---- the whole ----
 
     def over(self, outcome, killed):
-        """Right after the run. killed: places that were killed."""
+        """Right after the command. killed: places that were killed; "all"."""
         say = self.problems.append
         for hang in outcome.hangs:
             say(f"hang: {hang}")
         status, err = outcome.status, outcome.err
-        documented = status in CODES or (status == -9 and killed & {"0", "all"}) or (status == 137 and killed)
-        if not documented:
+        # 137: the payload died of SIGKILL, and that is what the record of its end says (judge_records).
+        if status not in CODES[self.case.victim] and not (status == -9 and killed & {"0", "all"}) and status != 137:
             say(f"exit status {status}, {err[-300:]!r}")
         lines = LINE.findall(err)
         if b"".join(lines) != err:
             say(f"stderr: {err[-300:]!r}")
-        if status in (201, 202, 203) and len(lines) != 1:
+        # Two: what went wrong, and that it could not be recorded.
+        if status in REFUSED and not (1 <= len(lines) <= 2 and len(set(lines)) == len(lines)):
             say(f"exit {status} with {len(lines)} lines on stderr: {err[-300:]!r}")
-        if outcome.out not in (b"", self.case.nonce.encode()):
+        if self.case.victim == "run" and outcome.out not in (b"", self.case.nonce.encode()):
             say(f"stdout: {outcome.out[:80]!r}")
 
     def clean(self, records, when):

@@ -8,6 +8,7 @@ import re
 import subprocess
 from dataclasses import dataclass, field
 
+PAYLOADS = {"nw-crash", "true"}
 WHAT = {"k": "killed before", "a": "killed after", "A": "all killed before", "f": "fails:", "s": "takes half:"}
 
 
@@ -93,9 +94,11 @@ class Listing:
             return "front"
         if any(name.startswith("python") for name in programs):
             return "policy"
-        if any(name.startswith("nw-crash") for name in programs):
+        if PAYLOADS & set(programs):
             return "payload"
-        if any(child.parent == process.place and any(name.startswith("nw-crash") for _, name in child.execs) for child in self.processes.values()):
+        if programs:
+            return programs[-1]
+        if any(child.parent == process.place and PAYLOADS & {name for _, name in child.execs} for child in self.processes.values()):
             return "init"
         if "clone3" in names:
             return "keeper"
@@ -106,6 +109,11 @@ class Listing:
         if "kill" in names or (process.parent and self.process(process.parent).role == "sweeper"):
             return "sweeper"
         return "idmap" if "pause" in names else "status" if "write" in names else "helper"
+
+    def _limit(self, process):
+        """How many calls are ours: up to the exec of a program that is none of nodewrap's."""
+        foreign = process.role not in ("front", "payload") and process.execs
+        return process.execs[0][0] if foreign else len(process.calls)
 
     def phase(self, name):
         """(first, last) order of calls. start: up to the lease. lease: from the first look at the locks to the payload's exec. kill: from its end,
@@ -118,14 +126,15 @@ class Listing:
         kill = min((order for order, _, _ in init.calls if order > exec_), default=self.total)
         return {"start": (1, lease - 1), "lease": (lease, exec_), "run": (exec_ + 1, kill - 1), "kill": (kill, self.total)}[name]
 
-    def calls(self, phases=("start", "lease", "run", "kill"), policy=6):
-        """(process, n, name) of the calls of these phases. Of the policy child, once it is Python, that many evenly spread: it is one point."""
-        spans = [self.phase(name) for name in phases]
+    def calls(self, phases=(), foreign=6):
+        """(process, n, name) of the calls of these phases (default: all). Of the policy child, once it is Python, and of newuidmap, that many evenly
+        spread: each is one point."""
+        spans = [self.phase(name) for name in phases] or [(1, self.total)]
         for process in self.processes.values():
-            limit = process.execs[0][0] if process.role == "policy" else len(process.calls)
-            step = max(1, (len(process.calls) - limit) // policy)
+            limit = self._limit(process)
+            step = max(1, (len(process.calls) - limit) // foreign) if foreign else 0
             for n, (order, name, _) in enumerate(process.calls, 1):
-                if any(first <= order <= last for first, last in spans) and (n <= limit or n % step == 0):
+                if any(first <= order <= last for first, last in spans) and (n <= limit or (step and n % step == 0)):
                     yield process, n, name
 
     def kills(self, **which):
@@ -137,11 +146,9 @@ class Listing:
         return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
 
     def faults(self, **which):
-        """Each call with each errno that applies to it; not in Python, whose errors are its own tests' business."""
+        """Each call with each errno that applies to it; not in Python and newuidmap, whose errors are not ours."""
         found = []
-        for process, n, name in self.calls(**which, policy=1):
-            if process.role == "policy" and n > process.execs[0][0]:
-                continue
+        for process, n, name in self.calls(**which, foreign=0):
             found += [Point("f", process.place, n, number) for number in ERRNOS.get(name, ())]
             if name in SHORT:
                 found.append(Point("s", process.place, n))
