@@ -6,10 +6,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
+import traceback
 import zlib
 
 from tests.crash.cases import Case, Tools
@@ -17,13 +21,16 @@ from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.crash.points import parse, syscall_names, text_of
 from tests.site import Session
 
+CLONE_NEWPID, CLONE_NEWNS, PR_SET_PDEATHSIG = 0x20000000, 0x00020000, 1
+LIBC = ctypes.CDLL(None, use_errno=True)
+
 
 class Worker:
-    """session: made at the first task. case, judge: those of the last task."""
+    """case, judge: those of the last task."""
 
-    def __init__(self):
-        self.session = Session()
-        self.tools = Tools(self.session.top)
+    def __init__(self, session):
+        self.session = session
+        self.tools = Tools(session.top)
         self.case = None
 
     def turn_to(self, name):
@@ -83,20 +90,56 @@ def shown(record):
     return " ".join(word for word in words if word)
 
 
+def work(session):
+    """Task after task until stdin ends."""
+    worker = Worker(session)
+    for line in sys.stdin:
+        task = json.loads(line)
+        worker.turn_to(task["case"])
+        if task.get("list"):
+            print(json.dumps({"case": task["case"], "lines": worker.list()}), flush=True)
+        for text in task.get("points", ()):
+            print(json.dumps({"case": task["case"], "point": text, **worker.attempt(parse(text))}), flush=True)
+        print(json.dumps({"done": True}), flush=True)
+
+
+def ending(function, *words):
+    """Call it in a process that ends with it, and with us. Its pid."""
+    pid = os.fork()
+    if pid:
+        return pid
+    try:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        function(*words)
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+def inside(session):
+    """The first process of a pid namespace: others' processes are neither in the way of a look through /proc, nor in that of our kills."""
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "proc", "proc", "/proc"], check=True)
+    worker = ending(work, session)
+    while os.wait()[0] != worker:  # what dead runs left is ours to reap
+        continue
+
+
+def outside(session):
+    if LIBC.unshare(CLONE_NEWPID | CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "unshare")
+    os.waitpid(ending(inside, session), 0)
+
+
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    worker = Worker()
+    session = Session()
     try:
-        for line in sys.stdin:
-            task = json.loads(line)
-            worker.turn_to(task["case"])
-            if task.get("list"):
-                print(json.dumps({"case": task["case"], "lines": worker.list()}), flush=True)
-            for text in task.get("points", ()):
-                print(json.dumps({"case": task["case"], "point": text, **worker.attempt(parse(text))}), flush=True)
-            print(json.dumps({"done": True}), flush=True)
+        os.waitpid(ending(outside, session), 0)
     finally:
-        worker.session.close()
+        session.close()
 
 
 if __name__ == "__main__":
