@@ -179,7 +179,8 @@ static int until_ready(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m = { 0 };
 	do {
 		if (news(r, &m, e)) return -1;
-		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || say(r->payload_sock))) return -1;
+		if (m.what == NW_NEWS_MAP && nwp_write_maps(r, r->payload, e)) return -1;
+		if (m.what == NW_NEWS_MAP && say(r->payload_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
 	} while (m.what != NW_NEWS_READY);
 	r->loginuid = m.loginuid;
 	r->keyring = m.keyring;
