@@ -26,8 +26,10 @@ int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
 }
 
 static int make_cgroup(struct nw_run *r, struct nw_err *e) {
-	if (!r->cgroup[0] ||
-		(mkdir(r->cgroup, 0755) == 0 && (r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC)) >= 0)) return 0;
+	bool made = r->cgroup[0] && mkdir(r->cgroup, 0755) == 0;
+	if (made) r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (!r->cgroup[0] || r->cgroup_fd >= 0) return 0;
+	if (made) rmdir(r->cgroup);
 	r->cgroup[0] = 0;
 	return nwp_degrade(r, "cgroup", e);
 }
