@@ -276,6 +276,7 @@ int nwp_write_all(int fd, const void *p, size_t n);
 int nwp_write_file(const char *path, const char *text);
 DIR *nwp_list(int dir);
 int nwp_wait(pid_t p, int ms);
+pid_t nwp_hold_namespace(void);
 int nwp_pidfd_open(pid_t pid);
 int nwp_pidfd_signal(int fd, int sig);
 

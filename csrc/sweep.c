@@ -113,9 +113,7 @@ static int find_work(struct nw_run *r, const struct nw_lease *l, bool this_boot,
 static int enter_ids(struct nw_run *r, struct nw_err *e) {
 	char path[64];
 	if (r->launcher->privileged || r->id.uid == r->caller.uid) return 0;
-	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
-	if (p == 0)
-		for (;;) pause();
+	pid_t p = nwp_hold_namespace();
 	if (p < 0) return nw_fail(e, NW_INTERNAL, "NW-USERNS", "no user namespace: %s; see \"nodewrap doctor\"", strerror(errno));
 	int bad = nwp_write_maps(r, p, e);
 	snprintf(path, sizeof path, "/proc/%d/ns/user", (int)p);

@@ -65,6 +65,14 @@ int nwp_wait(pid_t p, int ms) {
 	return status;
 }
 
+/* A new user namespace, alive in a child that does nothing and dies with us: its pid, or -1. */
+pid_t nwp_hold_namespace(void) {
+	pid_t us = getpid(), p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	if (p) return p;
+	while (prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && getppid() == us) pause();
+	_exit(1);
+}
+
 int nwp_pidfd_open(pid_t pid) {
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }

@@ -33,10 +33,8 @@ int nwp_open_dirs(struct nw_run *r, struct nw_err *e) {
 /* A user namespace in which the caller's id on disk is the payload's: alive only until its descriptor is in the mount. */
 static int idmap_namespace(struct nw_run *r) {
 	char path[64], map[64];
-	pid_t p = (pid_t)syscall(SYS_clone, CLONE_NEWUSER | SIGCHLD, 0, 0, 0, 0);
+	pid_t p = nwp_hold_namespace();
 	int fd = -1;
-	if (p == 0)
-		for (;;) pause();
 	if (p < 0) return -1;
 	snprintf(path, sizeof path, "/proc/%d/uid_map", (int)p);
 	snprintf(map, sizeof map, "%u %u 1", r->caller.uid, r->id.uid);
