@@ -126,12 +126,14 @@ static int name_run(struct nw_run *r, struct nw_err *e) {
 	return 0;
 }
 
-void nwp_identify(struct nw_run *r) {
+/* Without the boot id a lease could not be told from one of before a reboot, whose processes nobody has to end. */
+int nwp_identify(struct nw_run *r, struct nw_err *e) {
 	struct utsname u;
 	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
-	if (fd >= 0 && read(fd, r->boot, 36) != 36) r->boot[0] = 0;
+	bool known = fd >= 0 && read(fd, r->boot, 36) == 36;
 	nwp_close(&fd);
 	if (uname(&u) == 0) snprintf(r->host, sizeof r->host, "%.64s", u.nodename);
+	return known ? 0 : nw_fail(e, NW_INTERNAL, "NW-KERNEL", "/proc/sys/kernel/random/boot_id cannot be read: %s", strerror(errno));
 }
 
 /* Which process the pilot is: a pidfd, so that a thread's exit or a reused pid cannot mislead us (attacks A29, A30). */
@@ -157,8 +159,8 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e) {
 		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	if (argc < 1) return nw_fail(e, NW_USAGE, "NW-USAGE", "started without a name (argc is 0)");
 	if (!getcwd(c->cwd, sizeof c->cwd) || c->cwd[0] != '/') c->cwd[0] = 0;
-	nwp_identify(r);
 	take_parent(c);
+	if (nwp_identify(r, e)) return -1;
 	if (chdir("/")) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "chdir /: %s", strerror(errno));
 	return 0;
 }

@@ -249,8 +249,7 @@ static int prepare(struct nw_run *by, struct nw_launcher *l, struct nw_err *e) {
 	l->name = nw_launcher_name(&by->guard);
 	l->privileged = strcmp(l->name, "userns") != 0;
 	if (l->privileged && geteuid()) return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE", "the leases of the %s launcher are root's; sweep as root", l->name);
-	nwp_identify(by);
-	return (by->leases = nwp_state_dir(by, "leases", e)) < 0 ? -1 : 0;
+	return nwp_identify(by, e) || (by->leases = nwp_state_dir(by, "leases", e)) < 0 ? -1 : 0;
 }
 
 /* docs/man/nodewrap-sweep.8.md */
