@@ -132,29 +132,33 @@ void nwp_end_processes(struct nw_run *r) {
 	if (access(r->cgroup, F_OK) == 0) r->left = 1;
 }
 
-/* What we wrote for the payload where its view was the host's: removed with the payload's rights. */
-static void remove_files(struct nw_run *r) {
+/* What we wrote for the payload where its view was the host's: removed with the payload's rights. -1: the attempt itself failed. */
+static int remove_files(struct nw_run *r) {
 	const struct nw_decision *d = &r->decision;
-	pid_t p = d->files && !(r->profile.namespaces & NW_NS_MOUNT) ? fork() : -1;
+	if (!d->files || r->profile.namespaces & NW_NS_MOUNT) return 0;
+	pid_t p = fork();
 	if (p == 0) {
 		bool inside = r->userns >= 0;
 		if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 		if (nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
 		for (int i = 0; i < d->files; i++)
-			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(1);
+			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(2);
 		_exit(0);
 	}
-	if (p <= 0 || nwp_wait(p, PATIENCE_MS) == 0) return;
+	int status = p > 0 ? nwp_wait(p, PATIENCE_MS) : -1;
+	if (status == 0) return 0;
 	snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%s", d->file[0].path);
 	r->tally.left++;
+	return WIFEXITED(status) && WEXITSTATUS(status) == 2 ? 0 : -1;
 }
 
-/* Only after the last process is gone: nobody changes the tree under the walk. */
-void nwp_hand_back(struct nw_run *r) {
-	if (nwp_take_back(r)) {
+/* Only after the last process is gone: nobody changes the tree under the walk. -1: not for want of rights but cut short; to be done again. */
+int nwp_hand_back(struct nw_run *r) {
+	int bad = nwp_take_back(r);
+	if (bad) {
 		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
 		r->tally.left++;
 	}
-	remove_files(r);
-	nwp_clean_ipc(r);
+	bad |= remove_files(r);
+	return nwp_clean_ipc(r) || bad ? -1 : 0;
 }

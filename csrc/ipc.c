@@ -200,15 +200,16 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 
 /* Only after the last process is gone. No payload has another id than its own, not even of a block: it has no capability in its user namespace
  * and no_new_privs, and a map of more than itself takes CAP_SETUID outside (user_namespaces(7)). What of the block is found all the same and
- * cannot be removed is told. A sweep cannot know when a dead run ended, and so what of a shared id was the run's. */
-void nwp_clean_ipc(struct nw_run *r) {
+ * cannot be removed is told. A sweep cannot know when a dead run ended, and so what of a shared id was the run's.
+ * -1: cut short. */
+int nwp_clean_ipc(struct nw_run *r) {
 	const struct nw_identity *id = &r->id;
 	bool in = r->userns >= 0, whole = id->lock >= 0;
 	struct job j = {
 		.first = in ? id->inside_uid : id->first, .last = in ? id->inside_uid : id->first + id->block - 1, .whole = whole, .by = getpid()
 	};
 	struct stat st = { 0 };
-	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || !r->started_us || (r->swept && !whole)) return;
+	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || !r->started_us || (r->swept && !whole)) return 0;
 	j.alone = !whole && fstat(r->range, &st) == 0 && flock(r->range, LOCK_EX | LOCK_NB) == 0;
 	j.since = !whole && r->range >= 0 ? st.st_mtim.tv_sec * NS + st.st_mtim.tv_nsec : (int64_t)r->started_us * 1000;
 	j.tally = mmap(NULL, sizeof *j.tally, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, 0, 0);
@@ -220,4 +221,5 @@ void nwp_clean_ipc(struct nw_run *r) {
 	r->tally.by_time = !whole;
 	if (bad) left(&r->tally, "IPC objects of uid", id->uid);
 	if (j.alone) futimens(r->range, NULL); /* who waits for the lock comes after this */
+	return bad ? -1 : 0;
 }

@@ -202,10 +202,11 @@ int nwp_lease(struct nw_run *r, struct nw_err *e) {
 }
 
 /* Only after everything is undone: whoever finds the lock free and the file gone may rely on it. */
-void nwp_lease_release(struct nw_run *r) {
+int nwp_lease_release(struct nw_run *r) {
 	char name[48];
 	snprintf(name, sizeof name, "%s.lease", r->run);
-	if (r->lease_fd >= 0) unlinkat(r->leases, name, 0);
+	if (r->lease_fd >= 0 && unlinkat(r->leases, name, 0) && errno != ENOENT) return -1;
 	nwp_close(&r->lease_fd);
 	if (r->id.lock >= 0 && ftruncate(r->id.lock, 0) == 0) nwp_close(&r->id.lock);
+	return 0;
 }

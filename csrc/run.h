@@ -187,7 +187,7 @@ int nwp_ask(struct nw_run *r, struct nw_err *e);
 int nwp_lease(struct nw_run *r, struct nw_err *e);
 int nwp_lease_write(struct nw_run *r, struct nw_err *e);
 int nwp_lease_starting(struct nw_run *r, struct nw_err *e);
-void nwp_lease_release(struct nw_run *r);
+int nwp_lease_release(struct nw_run *r);
 int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e);
 uint64_t nwp_ticks(pid_t pid);
 
@@ -248,7 +248,7 @@ int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
 
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);
-void nwp_hand_back(struct nw_run *r);
+int nwp_hand_back(struct nw_run *r);
 int nwp_sweep_uid(uid_t uid, gid_t gid);
 struct nw_walk {
 	const char *top; /* absolute path of the tree, for links that name it */
@@ -266,7 +266,7 @@ void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep,
 
 /* ipc.c: what outlives processes */
 int nwp_share_id(struct nw_run *r, int ids, struct nw_err *e);
-void nwp_clean_ipc(struct nw_run *r);
+int nwp_clean_ipc(struct nw_run *r);
 
 /* sys.c */
 uint64_t nwp_now_ms(void);

@@ -110,13 +110,25 @@ static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool t
 	return 0;
 }
 
+/* What was left, or a walk that was killed, gets a second chance: a shortage may have passed, and what has been done is soon passed over. */
+static int walk_work(struct nw_run *r, bool chown, bool to_payload) {
+	struct nw_tally *t = &r->tally;
+	int bad = -1;
+	for (int i = 0; i < 2 && (bad || t->left); i++) {
+		t->entries = t->left = 0;
+		memset(t->left_path, 0, sizeof t->left_path);
+		bad = run_walk(r, &r->work, chown, to_payload);
+	}
+	return bad;
+}
+
 int nwp_give_work(struct nw_run *r) {
-	int bad = r->how == NW_CHOWN ? run_walk(r, &r->work, true, true) : 0;
+	int bad = r->how == NW_CHOWN ? walk_work(r, true, true) : 0;
 	memset(&r->tally, 0, sizeof r->tally); /* what counts is the way back */
 	return bad;
 }
 
 /* The work directory alone: an exposed one is the pilot's, with links of its own, and stays as it is found. */
 int nwp_take_back(struct nw_run *r) {
-	return r->work.fd >= 0 ? run_walk(r, &r->work, r->how == NW_CHOWN, false) : 0;
+	return r->work.fd >= 0 ? walk_work(r, r->how == NW_CHOWN, false) : 0;
 }
