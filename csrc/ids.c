@@ -25,12 +25,9 @@ static int set_caps(uint64_t effective) {
 
 /* Nothing to be had from a file, ever again. Before the ids change: it takes CAP_SETPCAP. */
 int nwp_drop_bounding(void) {
-	for (int cap = 0; cap < 64; cap++) {
-		int in = prctl(PR_CAPBSET_READ, cap);
-		if (in < 0) break;
-		if (in && prctl(PR_CAPBSET_DROP, cap) && errno != EPERM)
-			return -1; /* EPERM: no CAP_SETPCAP; no_new_privs makes the bounding set moot then */
-	}
+	int cap = 0;
+	while (prctl(PR_CAPBSET_DROP, cap) == 0) cap++;
+	if (errno != EINVAL && errno != EPERM) return -1; /* behind the last one; no CAP_SETPCAP: no_new_privs makes the set moot then */
 	return prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
 }
 
