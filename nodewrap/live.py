@@ -22,7 +22,7 @@ FRONT = "nw-"
 TAIL = 12  # digits of an id that stand in a front's name: the random ones of a UUIDv7
 SHORTEST = 8  # digits that name a run on a command line
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-GONE = (psutil.NoSuchProcess, psutil.ZombieProcess)
+GONE = psutil.Error  # ended meanwhile, or not for us to see (hidepid)
 
 
 class SiteError(Exception):
@@ -236,10 +236,10 @@ def memory(run: Run) -> tuple[int, str]:
         try:
             rss += process.memory_info().rss
             pss += process.memory_full_info().pss
-        except GONE:
-            continue
         except psutil.AccessDenied:
             pss = -1 << 62  # one that is not known: no sum
+        except GONE:
+            continue
     return (pss, "pss") if pss >= 0 else (rss, "rss")
 
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from nodewrap.deep.finding import Finding
-from nodewrap.deep.owner import as_owner
+from nodewrap.deep.owner import as_owner, dumpable
 from nodewrap.deep.walk import DIRECTORY, MovedError, Walk, mount_id, mount_points
 
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # noqa: S108  where everybody may write: they are searched, not written to
@@ -205,6 +205,7 @@ def _unlink(above: int, name: str, is_dir: bool) -> str:
 def _empty(top: int, one: Finding) -> list[str]:
     """Removes what is the owner's below its directory; what is left, with the reason (the first of them: 100). Called as the owner."""
     left: list[str] = []
+    dumpable()
     os.fchmod(top, 0o700)
     try:
         for entry in Walk(top, one.what, mend=True):

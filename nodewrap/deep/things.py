@@ -17,7 +17,7 @@ from nodewrap import live
 from nodewrap.deep.finding import Finding
 from nodewrap.deep.owner import LIBC, as_owner
 
-PATIENCE_S = 10.0
+PATIENCE_S, KILLER_S = 10.0, 1.0
 IPC_RMID = 0
 FSCONFIG_CMD_CREATE = 6
 #: The same on every architecture (asm-generic/unistd.h: numbers from 424 on).
@@ -50,7 +50,8 @@ def end_processes(uid: int, gid: int) -> None:
     while (left := processes((uid,))) and time.monotonic() < deadline:
         for one in left:
             _kill(one)
-        as_owner(uid, gid, _kill_all)
+        with suppress(OSError):  # they may stop or kill it, as it may them
+            as_owner(uid, gid, _kill_all, KILLER_S)
         time.sleep(0.01)
 
 
@@ -65,7 +66,7 @@ def _kill(one: Finding) -> None:
 
 
 def _kill_all() -> None:
-    with suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):  # nobody is left
         os.kill(-1, signal.SIGKILL)
 
 

@@ -11,21 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+PATH_MAX = 4096  # linux/limits.h
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @dataclass
 class Entry:
-    """name in the open directory dir, valid until the next entry is asked for. path: from the top, for people. depth: 1 in the top itself.
+    """name in the open directory dir, valid until the next entry is asked for. depth: 1 in the top itself.
 
     after: it is a directory, and comes a second time, when all below it has been walked. error: why it could not be entered. skip: set to stay out.
     """
 
     dir: int
     name: str
-    path: str
     depth: int
     stat: os.stat_result
+    walk: Walk
     after: bool = False
     error: str = ""
     skip: bool = False
@@ -33,6 +34,11 @@ class Entry:
     @property
     def is_dir(self) -> bool:
         return stat.S_ISDIR(self.stat.st_mode)
+
+    @property
+    def path(self) -> str:
+        """From the top, for people: longer than any path that the kernel would take, when the tree is."""
+        return "/".join([self.walk.path, *(level.name for level in self.walk.levels[1:self.depth]), self.name])
 
 
 class MovedError(Exception):
@@ -60,11 +66,19 @@ def mount_id(fd: int) -> str:
 
 @dataclass
 class _Level:
-    """A directory on the way down: which one it is, what of it is still to be walked, and the entry that it is."""
+    """A directory on the way down: which one it is, what of it is still to be walked, and the entry that it is (None: the top).
+
+    path: "" when it is too long to be a mount point's. Whole paths of a deep tree would take as much memory as its depth squared.
+    """
 
     identity: tuple[int, int]
     names: list[str]
     entry: Entry | None
+    path: str
+
+    @property
+    def name(self) -> str:
+        return self.entry.name if self.entry else ""
 
 
 class Walk:
@@ -74,42 +88,44 @@ class Walk:
         self.top, self.path, self.mend, self.mounts = top, path, mend, mounts
         self.mount = mount_id(top)
         self.now = -1
+        self.levels: list[_Level] = []
 
     def __iter__(self) -> Iterator[Entry]:
         """Every entry; directories that are entered before and after what is in them. Raises MovedError."""
-        levels: list[_Level] = []
+        self.levels = []
         try:
-            self._enter(levels, os.dup(self.top), None)
-            while levels:
-                if levels[-1].names:
-                    yield from self._next(levels)
+            self._enter(os.dup(self.top), None, self.path)
+            while self.levels:
+                if self.levels[-1].names:
+                    yield from self._next(self.levels[-1])
                 else:
-                    yield from self._leave(levels)
+                    yield from self._leave()
         finally:
             if self.now >= 0:
                 os.close(self.now)
                 self.now = -1
 
-    def _enter(self, levels: list[_Level], fd: int, entry: Entry | None) -> None:
+    def _enter(self, fd: int, entry: Entry | None, path: str) -> None:
         if self.now >= 0:
             os.close(self.now)
         self.now = fd
         info = os.fstat(fd)
-        levels.append(_Level((info.st_dev, info.st_ino), sorted(os.listdir(fd), reverse=True), entry))
+        names = sorted(os.listdir(fd), reverse=True)
+        self.levels.append(_Level((info.st_dev, info.st_ino), names, entry, path if len(path) < PATH_MAX else ""))
 
-    def _next(self, levels: list[_Level]) -> Iterator[Entry]:
-        name, above = levels[-1].names.pop(), levels[-1].entry
-        path = f"{above.path if above else self.path}/{name}"
+    def _next(self, level: _Level) -> Iterator[Entry]:
+        name = level.names.pop()
+        path = f"{level.path}/{name}" if level.path else ""
         if path in self.mounts:
             return
         try:
-            entry = Entry(self.now, name, path, len(levels), os.stat(name, dir_fd=self.now, follow_symlinks=False))
+            entry = Entry(self.now, name, len(self.levels), os.stat(name, dir_fd=self.now, follow_symlinks=False), self)
         except FileNotFoundError:
             return
         fd = self._open(entry) if entry.is_dir else -1
         yield entry
         if fd >= 0 and not entry.skip:
-            self._enter(levels, fd, entry)
+            self._enter(fd, entry, path)
         elif fd >= 0:
             os.close(fd)
 
@@ -131,15 +147,15 @@ class Walk:
             if place >= 0:
                 os.close(place)
 
-    def _leave(self, levels: list[_Level]) -> Iterator[Entry]:
-        left = levels.pop()
-        if not levels or left.entry is None:
+    def _leave(self) -> Iterator[Entry]:
+        left = self.levels.pop()
+        if not self.levels or left.entry is None:
             return
         up = os.open("..", DIRECTORY, dir_fd=self.now)
         info = os.fstat(up)
         os.close(self.now)
         self.now = up
-        if (info.st_dev, info.st_ino) != levels[-1].identity:
+        if (info.st_dev, info.st_ino) != self.levels[-1].identity:
             raise MovedError(left.entry.path)
         left.entry.after, left.entry.dir = True, up
         yield left.entry

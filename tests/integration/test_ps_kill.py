@@ -288,7 +288,7 @@ def test_a_reused_pid_is_neither_shown_nor_signalled(node):
         launcher = words[words.index("launcher") + 1]
         forged(node, live, launcher=[launcher, str(victim.pid), str(int(ticks(victim.pid)) - 1)], keeper=[str(victim.pid), "1"])
         row = ps(node)[run_of(live)]
-        assert (row["state"], row["processes"]) == ("dead", 0)
+        assert (row["state"], row["processes"], row["memory"]) == ("dead", 0, 0)
         done = call(node, "kill", "--grace", "0", run_of(live))
         assert (done.returncode, done.stdout) == (0, f"{run_of(live)} swept\n")
         assert victim.poll() is None
@@ -305,7 +305,8 @@ def test_pids_of_an_earlier_boot_are_nobodys(node):
         words = (node.site.state / "leases" / f"{run_of(live)}.lease").read_text().split()
         launcher = words[words.index("launcher") + 1]
         forged(node, live, boot=["00000000-0000-0000-0000-000000000000"], launcher=[launcher, str(victim.pid), ticks(victim.pid)])
-        assert (ps(node)[run_of(live)]["state"], ps(node)[run_of(live)]["note"]) == ("dead", "of an earlier boot")
+        row = ps(node)[run_of(live)]
+        assert (row["state"], row["memory"], row["note"]) == ("dead", 0, "of an earlier boot")
         assert call(node, "kill", "--grace", "0", run_of(live)).returncode == 0
         assert victim.poll() is None
     finally:

@@ -262,6 +262,6 @@ def test_pids_that_were_really_given_out_again_are_neither_shown_nor_killed(setu
     said = json.loads(done.stdout.splitlines()[-1])
     assert (said["impostors"], said["alive"], said["err"]) == (["front", "keeper"], 2, "")
     row = json.loads(said["shown"])
-    assert (row["run"], row["state"], row["processes"]) == (said["run"], "dead", 0)
+    assert (row["run"], row["state"], row["processes"], row["memory"]) == (said["run"], "dead", 0, 0)
     assert said["killed"] == f"{said['run']} swept\n"
     until(node.is_clean, "the run is finished")

@@ -9,6 +9,7 @@ import uuid
 import pytest
 
 from nodewrap import lease, live
+from nodewrap.commands import kill
 
 RUN = "0198f3c2-5b6a-7000-8000-0123456789ab"
 
@@ -128,3 +129,13 @@ def test_a_pid_of_another_start_is_no_process_of_the_runs():
     assert table.find(lease.Process(os.getpid(), ticks - 1)) is None
     assert table.find(lease.Process(0, 0)) is None
     assert table.find(None) is None
+
+
+def test_a_pidfd_is_of_the_process_that_was_meant_or_of_none():
+    ticks = live.ticks(os.getpid())
+    assert kill.pidfd(lease.Process(os.getpid(), ticks + 1)) == -1
+    assert kill.pidfd(lease.Process(0, 0)) == -1
+    assert kill.pidfd(lease.Process(-1, 0)) == -1
+    fd = kill.pidfd(lease.Process(os.getpid(), ticks))
+    assert fd >= 0
+    os.close(fd)
