@@ -110,9 +110,9 @@ bool nwp_finish(struct nw_run *r, bool started) {
 	struct nw_err lost = { 0 };
 	bool ok = true;
 	nwp_end_processes(r);
-	if (r->lease_fd >= 0) ok &= nwp_hand_back(r) == 0;
+	if (r->lease_fd >= 0 && r->left == 0) ok &= nwp_hand_back(r) == 0; /* not while somebody may still write there */
 	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-	if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+	if (started && r->work.fd >= 0 && r->left == 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 	if (r->started_us || r->swept) ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	if (lost.exit && r->role == NW_ALONE) tell(&lost);
 	return ok && r->left == 0 && nwp_lease_release(r) == 0; /* else a sweep goes on with it */

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import installation
 from tests.need import need
-from tests.node import BLOCK, DELEGATED, Node
+from tests.node import BLOCK, DELEGATED, Node, until
 from tests.site import ROOT, account_command
 
 
@@ -62,6 +62,52 @@ def home(session):
     os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
     yield path
     shutil.rmtree(path)
+
+
+CPU_V1 = Path("/sys/fs/cgroup/cpu")
+V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
+
+
+class Job:
+    """The groups of a batch job, in cgroup v2 and in one hierarchy of v1 where the node has that. Who uses it as a context is in them meanwhile."""
+
+    def __init__(self):
+        name = f"nwtest-job-{os.getpid()}"
+        self.v2 = V2 / name
+        self.groups = [self.v2] + [CPU_V1 / name] * (CPU_V1 / "tasks").exists()
+        for group in self.groups:
+            group.mkdir()
+
+    def __enter__(self):
+        for group in self.groups:
+            (group / "cgroup.procs").write_text("0")
+
+    def __exit__(self, *_):
+        for group in self.groups:
+            (group.parent / "cgroup.procs").write_text("0")
+
+    def kill(self):
+        (self.v2 / "cgroup.kill").write_text("1")
+
+    def close(self):
+        self.kill()
+        for group in self.groups:
+            until(lambda group=group: not (group / "cgroup.procs").read_text(), "the job is empty")
+            for left in [*group.glob("nodewrap-*"), group]:
+                left.rmdir()
+
+    def used_us(self):
+        """Microseconds that the job has been on a processor."""
+        (line,) = [line for line in (self.v2 / "cpu.stat").read_text().splitlines() if line.startswith("usage_usec")]
+        return int(line.split()[1])
+
+
+@pytest.fixture
+def job():
+    need("root", "cgroup2")
+    made = Job()
+    yield made
+    made.close()
 
 
 class Syslog:
