@@ -99,7 +99,7 @@ class Run:
         ids = {"user": self.node.pilot.uid, "group": self.node.pilot.gid, "extra_groups": []} if ROOT else {}
         subprocess.run(["kill", f"-{name}", "--", str(who)], check=True, **ids)
 
-    def judge(self, by, swept=False):
+    def must_be_over(self, by, swept=False):
         """Everything is gone in time, and the run has one end on record. by: what ended it, "" where nobody knows. swept: it takes a sweep."""
         node = self.node
         gone = lambda: not marked() and node.is_clean()  # noqa: E731
@@ -147,20 +147,20 @@ def test_the_launcher_is_told_to_end_stopped_and_killed(case):
     time.sleep(0.3)
     assert len(marked()) == 5
     run.signal(run.front, "KILL")
-    run.judge("front" if run.keeper else "", swept=not run.keeper)
+    run.must_be_over("front" if run.keeper else "", swept=not run.keeper)
 
 
 def test_the_pilot_is_killed(case):
     run = case()
     run.signal(run.pilot.pid, "KILL")
-    run.judge("pilot")
+    run.must_be_over("pilot")
 
 
 def test_the_pilot_exits_and_leaves_the_launcher(case):
     run = case()
     run.pilot.stdin.close()
     assert run.pilot.wait(10) == 0
-    run.judge("pilot")
+    run.must_be_over("pilot")
 
 
 def test_the_pilots_terminal_is_closed(case):
@@ -170,20 +170,20 @@ def test_the_pilots_terminal_is_closed(case):
     run = case(stdin=slave, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
     os.close(slave)
     os.close(master)
-    run.judge("pilot")
+    run.must_be_over("pilot")
 
 
 def test_the_process_group_is_killed(case):
     run = case()
     run.signal(-run.pilot.pid, "KILL")
-    run.judge("", swept=not run.keeper)
+    run.must_be_over("", swept=not run.keeper)
 
 
 def test_everything_of_the_pilots_uid_is_killed(case):
     need("root")
     run = case()
     run.signal(-1, "KILL")
-    run.judge("", swept=not run.keeper)
+    run.must_be_over("", swept=not run.keeper)
 
 
 def test_the_whole_cgroup_of_the_job_is_killed(case, job):
@@ -191,19 +191,19 @@ def test_the_whole_cgroup_of_the_job_is_killed(case, job):
     with job:
         run = case()
     job.kill()
-    run.judge("", swept=True)
+    run.must_be_over("", swept=True)
 
 
 def test_init_is_killed_from_outside(case):
     run = case()
     os.kill(run.init, signal.SIGKILL)
-    run.judge("")
+    run.must_be_over("")
 
 
 def test_the_payloads_first_process_is_killed_from_outside(case):
     run = case()
     os.kill(run.payload, signal.SIGKILL)
-    run.judge("exit")
+    run.must_be_over("exit")
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case[0] == "setuid"], indirect=True, ids="-".join)
@@ -275,7 +275,7 @@ def test_a_restless_payload_ends_with_its_pilot(case, restless, how):
     run = case((restless, how, str(MARK)))
     time.sleep(0.1)
     run.signal(run.pilot.pid, "KILL")
-    run.judge("pilot")
+    run.must_be_over("pilot")
 
 
 @pytest.mark.parametrize("case", [("setuid", "pool", "batch"), ("setuid", "static", "none")], indirect=True, ids="-".join)
@@ -283,7 +283,7 @@ def test_five_thousand_sessions_end_with_the_launcher(case, restless):
     run = case((restless, "many", str(MARK)))
     assert len(run.node.payload_processes()) == 5001
     run.signal(run.front, "KILL")
-    run.judge("front")
+    run.must_be_over("front")
 
 
 @pytest.fixture
