@@ -25,7 +25,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from tests.crash.cases import drained
-from tests.crash.evidence import Attempt, Log, Seen, Verdicts
+from tests.crash.evidence import Attempt, Log, Seen, Verdicts, swept
 from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.node import BLOCK, POLICY, PROFILES, RULE, SUBJECT, Node
 from tests.site import Account, Session, account_command, command
@@ -262,7 +262,8 @@ class Soak:
             self.cgroups.mkdir()
         self.marks, self.marks_w = os.pipe()
         fcntl.fcntl(self.marks_w, fcntl.F_SETPIPE_SZ, MIB)
-        threading.Thread(target=self._read_marks, daemon=True).start()
+        self.reader = threading.Thread(target=self._read_marks, daemon=True)
+        self.reader.start()
 
     def close(self):
         """Everything is taken back, whatever state it is in."""
@@ -297,8 +298,20 @@ class Soak:
         for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
             with contextlib.suppress(OSError):
                 if self.ours(pid) and (stat := Path(f"/proc/{pid}/stat").read_text()).rpartition(")")[2].split()[0] != "Z":
-                    found[pid] = f"{exe(pid)} {stat.split(')')[0].split('(')[-1]} {Path(f'/proc/{pid}/cgroup').read_text().split('0::')[-1].strip()}"
+                    group = Path(f"/proc/{pid}/cgroup").read_text().split("0::")[-1].strip()
+                    found[pid] = f"{exe(pid)} {stat.split(')')[0].split('(')[-1]} {group}"
         return found
+
+    def details(self, pid):
+        """What a process that should not be there is about."""
+        found = []
+        for name in ("wchan", "syscall", "cmdline"):
+            with contextlib.suppress(OSError):
+                found.append(f"{name} {Path(f'/proc/{pid}/{name}').read_bytes()[:300]!r}")
+        with contextlib.suppress(OSError):
+            found += [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.split(":")[0] in ("State", "PPid", "Uid", "NSpid")]
+            found += [f"{fd.name} -> {os.readlink(fd.path)}" for fd in os.scandir(f"/proc/{pid}/fd")]
+        return "; ".join(found).replace("\t", " ")
 
     def ipc(self, owned):
         """[(letter of ipcrm, id)] of System V objects of ids for which owned(uid)."""
@@ -354,7 +367,8 @@ class Soak:
                 os.killpg(front.pid, signal.SIGKILL)
             elif role == "cgroup":
                 (group / "cgroup.kill").write_text("1")
-            return all([*(self.end(pid) for pid in keepers), role in ("group", "cgroup") or self.end(front.pid)])
+            ended = [self.end(pid) for pid in [*keepers, *([] if role in ("group", "cgroup") else [front.pid])]]
+            return not ended or ended[-1]
         found = [pid for pid in descendants(front.pid) if is_role(pid, role)]
         if not found:
             return False
@@ -424,8 +438,10 @@ class Soak:
             if self.kill(front, plan.kill, group, rng):
                 attempt.kills.append(plan.kill)
                 self.kills[plan.kill] += 1
+                if plan.kill in ("cgroup", "pair") and rng.random() < 0.7:  # what nobody ends: a sweep for it, which is killed too
+                    self.sweep(self.places[plan.launcher], rng, True)
                 return
-            time.sleep(0.01)
+            time.sleep(0.002)
         self.counts["kills too late"] += 1
 
     def _over(self, plan, attempt, work, group):
@@ -468,7 +484,6 @@ class Soak:
         while chunk := os.read(self.marks, 1 << 16):
             *lines, rest = (rest + chunk).split(b"\n")
             self.seen.executed.update(line.decode() for line in lines)
-        self.marks_ended = True
 
     def slot(self):
         while not self.stop.is_set():
@@ -477,25 +492,30 @@ class Soak:
     def sweep_on(self):
         """Sweeps at random, some of which are killed."""
         while not self.stop.wait(self.rng.uniform(0.1, 1.5)):
-            place = self.places[self.rng.choice(list(self.places))]
-            who = {"env": place.site.environment(place.pilot), "cwd": "/", **place.site.owner()}
-            process = subprocess.Popen([place.sweeper], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **who)
-            self.counts["sweeps"] += 1
-            if self.rng.random() < 0.3:
-                time.sleep(10 ** self.rng.uniform(-3, -1))
-                victims = [process.pid, *descendants(process.pid)]
-                pid = self.rng.choice(victims)
-                if process.poll() is None and self.ours(pid):
-                    os.kill(process.pid, signal.SIGSTOP)
-                    self.cut_short([process.pid])
-                    self.kills["nodewrap-sweep"] += self.end(pid)
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(process.pid, signal.SIGCONT)
-            out, err = process.communicate()
-            self.counts["swept"] += out.count(b'"state":"swept"')
-            self.counts["broken"] += out.count(b'"state":"broken"')
-            if err or b'"state":"broken"' in out:
-                self.violation("nodewrap-sweep", f"{err[-300:]!r} {out[-600:]!r}")
+            self.sweep(self.places[self.rng.choice(list(self.places))], self.rng, self.rng.random() < 0.3)
+
+    def sweep(self, place, rng, killed):
+        """nodewrap-sweep as the site's administrator; killed: it, or one of its children, after some milliseconds."""
+        who = {"env": place.site.environment(place.pilot), "cwd": "/", **place.site.owner()}
+        process = subprocess.Popen([place.sweeper], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **who)
+        self.counts["sweeps"] += 1
+        if killed:
+            time.sleep(10 ** rng.uniform(-3, -1.3))
+            self.kill_sweeper(process, rng)
+        out, err = process.communicate()
+        if err or b'"state":"broken"' in out:
+            self.violation("nodewrap-sweep", f"{err[-300:]!r} {out[-600:]!r}")
+
+    def kill_sweeper(self, process, rng):
+        victims = [process.pid, *descendants(process.pid)]
+        for pid in victims:  # stopped, they take no other lease while it is written down which they have
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        self.cut_short([process.pid])
+        self.kills["nodewrap-sweep" if len(victims) == 1 else "nodewrap-sweep at work"] += self.end(rng.choice(victims))
+        for pid in victims:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
 
     def fill_on(self):
         """A disk, or all of them, are full for a while, and kept so; then there is room again."""
@@ -522,7 +542,7 @@ class Soak:
         kills, refused = sum(self.kills.values()), sum(self.refusals.values())
         starts = self.counts["starts"]
         return (f"{seconds:5.0f} s  starts {starts} ({starts / seconds:.1f}/s)  executed {len(self.seen.executed)}  kills {kills}  "
-                f"sweeps {self.counts['sweeps']} (swept {self.counts['swept']})  disks filled {self.counts['disks filled']}  refused {refused}  "
+                f"sweeps {self.counts['sweeps']}  disks filled {self.counts['disks filled']}  refused {refused}  "
                 f"violations {len(self.violations)}")
 
     # ---- the whole ----
@@ -571,9 +591,13 @@ class Soak:
         for launcher, place in self.places.items():
             for line in place.judge.left():
                 if not any(mount in line for mount in mounts):
-                    self.violation(f"left, {launcher}", line)
+                    self.violation(f"left, {launcher}", f"{line}; {self.details(line.split()[1])}" if line.startswith("process ") else line)
         for plan, work, group in self.pending:
             self.finished(plan, work, group)
+        os.close(self.marks_w)
+        self.reader.join(5)
+        if self.reader.is_alive():
+            self.violation("left", "somebody still has the payloads' stdout")
         pilot = self.session.accounts["pilot"].uid
         for kind, number in self.ipc(lambda uid: self.owns(uid) and uid != pilot):
             self.violation("left", f"IPC object -{kind} {number}")
@@ -616,7 +640,8 @@ class Soak:
             for line in verdicts.all():
                 self.violation(f"records, {launcher}", line)
             self.counts["records"] += len(log.records)
-            self.counts["gaps"] += log.gaps
+            self.counts["torn records, sealed by a gap"] += log.gaps
+            self.counts["runs finished by a sweep"] += sum(any(map(swept, records)) for records in verdicts.runs.values())
             for reason, count in verdicts.why.items():
                 self.counts[f"swept twice: {reason}"] += count
             last = log.records[-1]["event"]["sequence"] if log.records else 0
