@@ -163,10 +163,11 @@ class Verdicts:
 
     def _pairs(self, run, records):
         """Swept once; again only when the one who did it before was ended."""
-        again = [record for record in records if swept(record) and action(record) == "cleanup"][1:]
         ends = [record for record in records if swept(record)]
-        for record in again:
-            first = max(when(other) for other in ends if when(other) < when(record))
+        for at in range(1, len(ends)):
+            if action(ends[at]) != action(ends[0]):  # else: a sweep that begins again
+                continue
+            record, first = ends[at], when(ends[at - 1])
             reason = self._reason(run, when(ends[0]), first, when(record), records)
             self.why[reason or "nothing"] += 1
             if reason is None:

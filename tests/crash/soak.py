@@ -309,7 +309,8 @@ class Soak:
             with contextlib.suppress(OSError):
                 found.append(f"{name} {Path(f'/proc/{pid}/{name}').read_bytes()[:300]!r}")
         with contextlib.suppress(OSError):
-            found += [line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.split(":")[0] in ("State", "PPid", "Uid", "NSpid")]
+            status = Path(f"/proc/{pid}/status").read_text().splitlines()
+            found += [line for line in status if line.split(":")[0] in ("State", "PPid", "Uid", "NSpid")]
             found += [f"{fd.name} -> {os.readlink(fd.path)}" for fd in os.scandir(f"/proc/{pid}/fd")]
         return "; ".join(found).replace("\t", " ")
 
