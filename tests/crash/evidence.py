@@ -15,7 +15,7 @@ import json
 import re
 from dataclasses import dataclass, field
 
-from tests.crash.judge import LINE, PAYLOADS_CODE
+from tests.crash.judge import LINE, PAYLOADS_CODE, REFUSED
 
 BUSY = "NW-POOL-BUSY"
 #: How long a launcher sweeps before its own run (csrc/sweep.c, BEFORE_RUN_MS); a little less, as its clock starts before the record's.
@@ -146,7 +146,8 @@ class Verdicts:
         return found
 
     def _run(self, run, records, executed):
-        self.judge.judge_records(records, executed)
+        attempt = self.seen.attempts.get(nonce_of(records))
+        self.judge.judge_records(records, attempt or Attempt("", "", 0), executed)
         yield from self.judge.verdict()
         names = [action(record) for record in records if not swept(record)]
         order = [name for name in names if name in ("authorize", "start", "exit", "cleanup")]
@@ -190,8 +191,8 @@ class Verdicts:
             codes = [record["process"].get("exit_code") for record in records if action(record) == "exit" and not swept(record)]
             if codes != [PAYLOADS_CODE] or "cleanup" not in names:
                 yield f"the caller saw {PAYLOADS_CODE}, and on record is {names}, exit codes {codes}"
-        elif not attempt.kills and not attempt.full:
-            if attempt.code() != BUSY:
-                yield f"exit {attempt.status}, though nobody was killed and no disk was full: {attempt.err[-300:]!r}"
-            elif [record["event"].get("code") for record in records if action(record) == "error"] != [BUSY]:
+        elif not attempt.kills:
+            if attempt.status not in REFUSED or (attempt.code() != BUSY and not attempt.full):
+                yield f"exit {attempt.status}, though nobody was killed{'' if attempt.full else ' and no disk was full'}: {attempt.err[-300:]!r}"
+            elif not attempt.full and [record["event"].get("code") for record in records if action(record) == "error"] != [BUSY]:
                 yield f"a refusal that is not on record: {attempt.code()}, {names}"

@@ -204,13 +204,15 @@ class Disk:
 
 
 class Place:
-    """A site with its judge; as judge.py wants a case: site, session, work, nonce, pilot, processes."""
+    """A site with its judge; as judge.py wants a case: site, session, work, nonce, pilot, processes, owns, victim."""
+
+    victim = "run"
 
     def __init__(self, soak, launcher, pool):
         self.session, self.site = soak.session, soak.session.site(launcher)
         self.disk = Disk(self.site.prefix / "var", VAR_MIB)
         self.node = SoakNode(self.site, pool)
-        self.pilot, self.processes = self.site.pilot, soak.processes
+        self.pilot, self.processes, self.owns = self.site.pilot, soak.processes, soak.owns
         self.program = self.site.prefix / f"libexec/nodewrap/nodewrap-{launcher}"
         self.sweeper = self.site.prefix / "libexec/nodewrap/nodewrap-sweep"
         self.judge, self.lock = Judge(self), threading.Lock()
@@ -447,9 +449,7 @@ class Soak:
 
     def _over(self, plan, attempt, work, group):
         place, killed = self.places[plan.launcher], {"0" if kill in FRONTS else "other" for kill in attempt.kills}
-        # A refusal that cannot be recorded says so in a line before its own.
-        err = attempt.err[attempt.err.find(b"\n") + 1 :] if attempt.full and attempt.err.count(b"\n") == 2 else attempt.err
-        for line in place.over_problems(attempt.status, err, killed):
+        for line in place.over_problems(attempt.status, attempt.err, killed):
             self.violation(plan, line)
         if attempt.code():
             self.refusals[attempt.code()] += 1
