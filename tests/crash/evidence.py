@@ -45,7 +45,7 @@ class Attempt:
 
 @dataclass
 class Seen:
-    """What the soak did and saw. attempts: {nonce: Attempt}. executed: nonces that payloads said. cut: {run: times at which one who swept it was
+    """What the soak did and saw. attempts: {nonce: Attempt}. executed: nonces that payloads said. cut: {run: times at which one who had its lease was
     killed}. full: [(from, to)] when a disk was full."""
 
     attempts: dict
@@ -175,7 +175,7 @@ class Verdicts:
                 yield f"records: swept again, and nobody had cut the sweep short: {[(action(r), swept(r), r['@timestamp']) for r in records]}"
 
     def _reason(self, run, begin, first, again, records):
-        if any(begin - 1 <= time <= again for time in self.seen.cut.get(run, ())):
+        if any(begin <= time <= again for time in self.seen.cut.get(run, ())):
             return "sweeper killed"
         if any(at <= again and begin <= to for at, to in self.seen.full):
             return "disk full"

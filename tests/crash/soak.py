@@ -109,22 +109,30 @@ def exe(pid):
     return ""
 
 
-def swept_by(pid):
-    """Runs whose leases that process has open, if it is one that sweeps."""
+def leases_of(pid):
+    """Runs whose leases that process has open: its own, or those that it sweeps."""
     found = set()
-    if comm(pid) in ("nodewrap-setuid", "nodewrap-userns", "nodewrap-sweep"):
-        with contextlib.suppress(OSError):
-            for fd in os.scandir(f"/proc/{pid}/fd"):
-                with contextlib.suppress(OSError):
-                    name = os.path.basename(os.readlink(fd.path))
-                    found |= {name.split(".")[0]} if ".lease" in name else set()
+    with contextlib.suppress(OSError):
+        for fd in os.scandir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                name = os.path.basename(os.readlink(fd.path))
+                found |= {name.split(".")[0]} if ".lease" in name else set()
     return found
+
+
+def sweeps(pid):
+    """Is it one that a launcher made to sweep? It leads a session, as the keeper does, whose parent is the front."""
+    with contextlib.suppress(OSError):
+        _, parent, _, session = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:4]
+        keeper = comm(pid) == "nodewrap-keeper" and comm(int(parent)).startswith("nw-")
+        return int(session) == pid and not keeper and bool(leases_of(pid))
+    return False
 
 
 def is_role(pid, role):
     name = comm(pid)
     if role == "sweeper":
-        return bool(swept_by(pid))
+        return sweeps(pid)
     return {"keeper": name == "nodewrap-keeper", "init": name == "nodewrap-init", "payload": name == PAYLOAD,
             "child": "python" in exe(pid), "any": True}[role]
 
@@ -352,7 +360,7 @@ class Soak:
         now = time.time()
         for victim in pids:
             for pid in (victim, *descendants(victim)):
-                for run in swept_by(pid):
+                for run in leases_of(pid):
                     self.seen.cut[run].append(now)
 
     def kill(self, front, role, group, rng):
