@@ -76,7 +76,7 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
  * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
-static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, int out) {
+static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, pid_t us, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
 	bool inside = r->userns >= 0 && chown;
@@ -90,6 +90,7 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 	bool pilot_owns = to_payload || !chown; /* idmapped or unchanged: on disk all of it is the pilot's */
 	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	if ((r->launcher->privileged || inside) && nwp_keep_chown(pilot_owns ? pilot : payload, pilot_owns ? pilots : payloads, chown)) _exit(2);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(3); /* it has the lease's lock */
 	nwp_tree(d->fd, &w, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
@@ -98,9 +99,10 @@ static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool t
 	struct nw_tally t, *sum = &r->tally;
 	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
-	pid_t p = fork();
-	if (p == 0) walk(r, d, chown, to_payload, fd[1]);
+	pid_t us = getpid(), p = fork();
+	if (p == 0) walk(r, d, chown, to_payload, us, fd[1]);
 	close(fd[1]);
+	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
 	if (p < 0 || nwp_wait(p, -1) || !whole) return -1;

@@ -1,0 +1,107 @@
+"""What a dead run, its pilot or its payload tried against the sweep that finishes it, and got, once. Each was seen to work before it was closed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+from tests.escape.test_launcher_attacks import owned
+from tests.integration.test_sweep import abandon
+from tests.node import alive, until
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def hanging(where, account):
+    """A FUSE file system of that account's on where, open to others (user_allow_other), that takes every request and answers none."""
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={fuse},rootmode=40000,user_id={account.uid},group_id={account.gid},allow_other"
+    assert LIBC.mount(b"hang", os.fsencode(where), b"fuse", 0, options.encode()) == 0, os.strerror(ctypes.get_errno())
+    try:
+        request = os.read(fuse, 1 << 17)  # FUSE_INIT, answered in the shape of protocol 7.23 (include/uapi/linux/fuse.h)
+        unique = struct.unpack_from("<IIQ", request)[2]
+        os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
+        threading.Thread(target=swallow, args=(fuse,), daemon=True).start()
+        yield
+    finally:
+        LIBC.umount2(os.fsencode(where), 3)  # MNT_FORCE | MNT_DETACH: what waits gets an error
+        os.close(fuse)
+
+
+def swallow(fuse):
+    with contextlib.suppress(OSError):
+        while os.read(fuse, 1 << 17):
+            pass
+
+
+def start(node, kind, profile, *options, script="echo ready; exec sleep 600"):
+    live = node.start(kind, "/bin/sh", "-c", script, profile=profile, options=options)
+    assert live.process.stdout.readline() == b"ready\n"
+    return live
+
+
+def walkers(node):
+    """pids of walks through work directories: the launcher's processes that have the pilot's real id, but not its programs."""
+    return [pid for pid in node.launchers() if Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[:3] == [str(node.pilot.uid)] * 3]
+
+
+# ---- a pilot's directory against the other runs of the node ----
+
+
+def test_work_directory_that_hangs_keeps_no_other_run_waiting(setuid_node, home):
+    """A process that waits for FUSE's answer (or a lost NFS server) does not die of SIGKILL: the next run of anybody waited for it for ever."""
+    top = owned(home / "m", setuid_node.pilot)
+    work = owned(top / "w", setuid_node.pilot)
+    abandon(setuid_node, start(setuid_node, "log-only", "none", "--workdir", str(work)))
+    shutil.rmtree(work)
+    try:
+        with hanging(top, setuid_node.pilot):
+            for _ in range(2):
+                run = setuid_node.site.start(setuid_node.argv("log-only", ["/bin/true"]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                assert run.wait(8) == 0
+        until(lambda: setuid_node.sweep()[0] == 0 and not setuid_node.site.leases(), "then it is finished")
+    finally:
+        shutil.rmtree(top)
+
+
+def test_stopped_walk_of_a_dead_run_keeps_nothing_of_the_run_that_swept(setuid_node, home):
+    """The walk has the dead run's pilot's id. Stopped, it outlived its sweeper, with the lease's lock and the other pilot's --status-fd."""
+    work = owned(home / "w", setuid_node.pilot)
+    abandon(setuid_node, start(setuid_node, "log-only", "none", "--workdir", str(work)))
+    for i in range(60000):
+        (work / str(i)).symlink_to("x")
+    reader, writer = os.pipe()
+    stopped = []
+    try:
+        argv = setuid_node.argv("log-only", ["/bin/true"], "none", ["--status-fd", str(writer)])
+        run = setuid_node.site.start(argv, fds=(writer,))
+        os.close(writer)
+        stopped = until(lambda: walkers(setuid_node), "a walk")
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        os.set_blocking(reader, True)
+        ended = threading.Event()
+        threading.Thread(target=lambda: (drain(reader), ended.set()), daemon=True).start()
+        assert run.wait(20) == 0
+        assert ended.wait(5), "somebody has --status-fd still"
+        assert not any(map(alive, stopped))
+        assert setuid_node.sweep()[0] == 0
+    finally:
+        for pid in filter(alive, stopped):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: setuid_node.sweep()[0] == 0, "swept")
+        shutil.rmtree(work)
+
+
+def drain(fd):
+    while os.read(fd, 4096):
+        pass
