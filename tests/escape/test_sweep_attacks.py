@@ -105,3 +105,15 @@ def test_stopped_walk_of_a_dead_run_keeps_nothing_of_the_run_that_swept(setuid_n
 def drain(fd):
     while os.read(fd, 4096):
         pass
+
+
+def test_directory_of_a_dead_run_is_given_back_before_its_pilot_asks_for_it_again(setuid_node, home):
+    """The check of its owner came before the sweep: the pilot who always uses one directory was refused until somebody else swept."""
+    work = owned(home / "w", setuid_node.pilot)
+    try:
+        abandon(setuid_node, start(setuid_node, "static", "none", "--workdir", str(work)))
+        ran = setuid_node.run("static", "/bin/true", profile="none", options=["--workdir", str(work)])
+        assert ran.rc == 0, ran
+    finally:
+        setuid_node.sweep()
+        shutil.rmtree(work)
