@@ -13,6 +13,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.escape.test_launcher_attacks import owned
 from tests.integration.test_sweep import abandon
 from tests.node import alive, until
@@ -117,3 +119,40 @@ def test_directory_of_a_dead_run_is_given_back_before_its_pilot_asks_for_it_agai
     finally:
         setuid_node.sweep()
         shutil.rmtree(work)
+
+
+# ---- a pilot that wants its dead run never to be finished ----
+
+#: Becomes the parent of all orphans below it and never waits for one.
+ADOPT = """
+import ctypes, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+subprocess.Popen(sys.argv[1:])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["log-only", "static"])
+def test_zombies_that_the_pilot_does_not_reap_are_dead(setuid_node, kind):
+    """They count as processes of their id and session until they are reaped: the account was lost, and each next run 2 s later."""
+    script = "for i in 1 2 3; do setsid sleep 600 >/dev/null 2>&1 </dev/null & done; sleep 600"
+    argv = setuid_node.argv(kind, ["/bin/sh", "-c", script], "none")
+    before = setuid_node.site.audit_size()
+    pilot = setuid_node.site.start(["/usr/bin/python3", "-I", "-c", ADOPT, *argv])
+    try:
+        until(lambda: "start" in setuid_node.actions(before), "it runs")
+        time.sleep(0.5)
+        for pid in setuid_node.launchers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in setuid_node.launchers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        code, reports, _ = setuid_node.sweep()
+        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+        assert time.monotonic() - began < 5
+    finally:
+        pilot.kill()
+        pilot.wait()
+        setuid_node.sweep()
