@@ -15,7 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from nodewrap import lease
 from tests.escape.test_launcher_attacks import owned
+from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
 from tests.integration.test_sweep import abandon
 from tests.node import alive, until
 
@@ -156,3 +158,60 @@ def test_zombies_that_the_pilot_does_not_reap_are_dead(setuid_node, kind):
         pilot.kill()
         pilot.wait()
         setuid_node.sweep()
+
+
+@pytest.fixture
+def delegated_cgroup(setuid_node):
+    """make(name): a cgroup of the pilot's below the tests', as batch systems delegate them."""
+    (base,) = setuid_node.site.read_guard().get("cgroup") or [None]
+    if not base:
+        pytest.skip("no cgroup2 on this node")
+    made = []
+
+    def make(*names):
+        path = Path(base)
+        for name in names:
+            path = path / name
+            path.mkdir()
+            made.append(path)
+            os.chown(path, setuid_node.pilot.uid, setuid_node.pilot.gid)
+        return path
+
+    yield make
+    for path in reversed(made):
+        for below in filter(Path.is_dir, path.iterdir()):
+            below.rmdir()
+        path.rmdir()
+
+
+@pytest.mark.parametrize("names", [("..x",), ("%" * 250, "%" * 250)], ids=["dots", "long"])
+def test_cgroup_that_a_lease_cannot_name_is_not_used(setuid_node, delegated_cgroup, names):
+    """The lease said what check() of the sweep refuses: an account was lost until an administrator forgot the run."""
+    place = delegated_cgroup(*names)
+    script = f"echo $$ >{place}/cgroup.procs; exec \"$@\""
+    argv = setuid_node.argv("static", ["/bin/sleep", "600"], "batch")
+    before = setuid_node.site.audit_size()
+    run = subprocess.Popen(["/bin/sh", "-c", script, "sh", "setpriv", f"--reuid={setuid_node.pilot.uid}", f"--regid={setuid_node.pilot.gid}",
+                            f"--groups={','.join(map(str, setuid_node.pilot.groups))}", *map(str, argv)],
+                           env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    until(lambda: {"start", "error"} & set(setuid_node.actions(before)), "it runs, or is refused")
+    for pid in setuid_node.launchers():
+        os.kill(pid, signal.SIGSTOP)
+    for pid in setuid_node.launchers():
+        os.kill(pid, signal.SIGKILL)
+    run.wait()
+    code, reports, _ = setuid_node.sweep()
+    assert (code, [report["state"] for report in reports]) == (0, ["swept"]), reports
+
+
+# ---- a policy child that wants another file removed ----
+
+
+def test_file_whose_name_a_lease_cannot_hold_is_not_written(hostile, setuid_node, home):  # noqa: F811
+    """Its name was cut in the lease, and what had the shorter name was removed by the sweep."""
+    path = owned(home / "w", setuid_node.pilot) / ("%" * 200) / ("%" * 150)
+    owned(path.parent, setuid_node.pilot)
+    assert lease._encoded("file", os.fsencode(path))[1], "it is cut"
+    ran = hostile(permit("log-only", "none", (22, [(1, str(path)), (2, b"x"), (3, 0o600), (4, 1)])))
+    assert (ran.rc, ran.out, b"NW-STATE" in ran.err) == (202, b"", True), ran
+    shutil.rmtree(home / "w")
