@@ -204,6 +204,30 @@ def test_cgroup_that_a_lease_cannot_name_is_not_used(setuid_node, delegated_cgro
     assert (code, [report["state"] for report in reports]) == (0, ["swept"]), reports
 
 
+def test_full_status_pipe_does_not_keep_the_lease_of_a_killed_launcher_alive(userns_node):
+    """The line is written by a child, which had the lease's lock and waited for ever."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    before = userns_node.site.audit_size()
+    argv = userns_node.argv("log-only", ["/bin/sleep", "600"], "none", ["--status-fd", str(writer)])
+    run = userns_node.site.start(argv, fds=(writer,))
+    try:
+        until(lambda: "start" in userns_node.actions(before), "it runs")
+        time.sleep(0.3)
+        run.kill()
+        run.wait()
+        time.sleep(0.3)
+        code, reports, _ = userns_node.sweep()
+        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 # ---- a policy child that wants another file removed ----
 
 
