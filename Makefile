@@ -176,6 +176,11 @@ bench: $(VENV)/.core build ## start-up cost beside bare exec, bwrap, sudo, firej
 crash: $(VENV)/.core build ## kill every process of a run, and fail every call, at every system call (root; hours)
 	$(VPY) -m tests.crash.matrix $(or $(CRASH_ARGS),--all)
 
+# SOAK_ARGS="--seconds 60 --runs 16 --seed 7": see tests/crash/soak.py
+.PHONY: soak
+soak: $(VENV)/.core build ## 64 runs at once for ten minutes while everything is killed and disks fill up (root)
+	$(VPY) -m tests.crash.soak $(SOAK_ARGS)
+
 .PHONY: fuzz
 fuzz: ## libFuzzer on the C parsers, FUZZ_SECONDS=60 each (needs clang)
 	packaging/fuzz.sh $(or $(FUZZ_SECONDS),60)

@@ -2,8 +2,12 @@
 #include "run.h"
 #include "json.h"
 
-#define LINE 4096 /* one record at most; longer argument lists are cut */
-#define LOCK_MS 30000
+#define LINE 4096         /* one record at most; longer argument lists are cut */
+#define COUNT 21          /* bytes of the counter file */
+#define RESERVE (1 << 20) /* 300 runs end in it, and as many again */
+#ifndef PATIENCE_MS
+#define PATIENCE_MS 30000
+#endif
 #define STATUS_MS 2000
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
@@ -167,52 +171,132 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	return nw_json_end(&j);
 }
 
-/* The number of the last whole record, and where it ends: from the last bytes of the log. 0 when there is none. */
-static int last_sequence(int fd, uint64_t *sequence, off_t *size, bool *torn) {
-	char tail[2 * LINE + 1];
-	struct stat st;
-	ssize_t n;
-	if (fstat(fd, &st)) return -1;
-	*size = st.st_size;
-	off_t from = st.st_size > (off_t)sizeof tail - 1 ? st.st_size - (off_t)sizeof tail + 1 : 0;
-	n = pread(fd, tail, sizeof tail - 1, from);
-	if (n < 0) return -1;
-	tail[n] = 0;
-	*torn = n > 0 && tail[n - 1] != '\n';
-	*sequence = 0;
-	for (char *p = tail; (p = strstr(p, SEQUENCE)) != NULL; p++)
-		if ((p == tail || p[-1] == '\n') && memchr(p, '\n', (size_t)(tail + n - p))) *sequence = strtoull(p + sizeof SEQUENCE - 1, NULL, 10);
+/* The log and its counter, both locked, while one record is written. */
+struct trail {
+	int log, count;
+	off_t size;    /* of the log */
+	uint64_t last; /* number in use */
+};
+
+/* Everybody's records wait for this lock, but not for ever: its holder's disk may not answer. */
+static int lock(int fd) {
+	static uint64_t patience = PATIENCE_MS;
+	uint64_t end = nwp_now_ms() + patience;
+	while (flock(fd, LOCK_EX | LOCK_NB)) {
+		if (errno != EWOULDBLOCK && errno != EINTR) return -1;
+		if (nwp_now_ms() > end) return patience = 1000, errno = ETIMEDOUT, -1;
+		usleep(500);
+	}
 	return 0;
 }
 
-/* The counter file outlives rotation of the log; the log itself wins when a crash came between the two. */
-static uint64_t counter(int fd, uint64_t set) {
-	char s[32] = "";
-	if (set) {
-		snprintf(s, sizeof s, "%020llu\n", (unsigned long long)set);
-		return pwrite(fd, s, 21, 0) == 21 ? set : 0;
+/* Opened, locked, and still what its name means: it may have been rotated or removed while we waited. */
+static int take(struct nw_run *r, int at, const char *name, int flags, struct nw_err *e) {
+	struct stat st, now;
+	for (int i = 0; i < 9; i++) {
+		/* Without O_CREAT first: with it a frozen file system would keep us here, instead of at the lock for so long only. */
+		int fd = openat(at, name, flags);
+		if (fd < 0 && errno == ENOENT) fd = openat(at, name, flags | O_CREAT, 0640);
+		if (fd < 0) break;
+		bool bad = nwp_check_trusted(fd, nwp_trusted_owner(r), r->guard.audit, name, &st, e);
+		if (!bad && !S_ISREG(st.st_mode)) bad = nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s is no regular file", r->guard.audit, name);
+		if (!bad && (bad = lock(fd)))
+			nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s is locked: somebody's record is being written all the time; look at its disk",
+				r->guard.audit);
+		if (!bad && fstatat(at, name, &now, AT_SYMLINK_NOFOLLOW) == 0 && now.st_dev == st.st_dev && now.st_ino == st.st_ino) return fd;
+		close(fd);
+		if (bad) return -1;
 	}
-	return pread(fd, s, sizeof s - 1, 0) > 0 ? strtoull(s, NULL, 10) : 0;
+	return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s: %s; see audit in the guard", r->guard.audit, name, strerror(errno));
 }
 
-static int append(int log, const char *line, size_t n, off_t before) {
-	ssize_t w = write(log, line, n);
-	if (w == (ssize_t)n) return 0;
-	if (w >= 0) errno = ENOSPC;
+/* Two locks, always in this order: whichever of the files is replaced, the other one still keeps two writers apart. */
+static int open_trail(struct nw_run *r, struct trail *t, struct nw_err *e) {
+	const char *path = r->guard.audit, *slash = strrchr(path, '/');
+	const int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY;
+	char name[NW_PATH + 16];
+	snprintf(name, sizeof name, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+	int at = nwp_open_trusted(name, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, e);
+	if (at < 0) return -1;
+	snprintf(name, sizeof name, "%s.sequence", slash + 1);
+	t->count = take(r, at, name, flags, e);
+	t->log = t->count < 0 ? -1 : take(r, at, slash + 1, flags | O_APPEND, e);
+	close(at);
+	return t->log < 0 ? -1 : 0;
+}
+
+/* The number of the last whole record: among the last bytes of the log; when nothing else knows it, anywhere. 0: there is none. */
+static int last_number(struct trail *t, bool anywhere, bool *torn) {
+	char part[2 * LINE];
+	ssize_t n;
+	for (off_t end = t->size, from = end; from > 0 && t->last == 0 && (anywhere || end == t->size); end -= LINE) {
+		from = end > (off_t)sizeof part ? end - (off_t)sizeof part : 0;
+		if ((n = pread(t->log, part, (size_t)(end - from), from)) <= 0) return -1;
+		if (end == t->size) *torn = part[n - 1] != '\n';
+		for (char *p = part, *to = part + n, *nl; (p = memmem(p, (size_t)(to - p), SEQUENCE, sizeof SEQUENCE - 1)); p++) {
+			if ((p == part ? from > 0 : p[-1] != '\n') || !(nl = memchr(p, '\n', (size_t)(to - p))) || nl[-1] != '}') continue;
+			uint64_t number = strtoull(p + sizeof SEQUENCE - 1, NULL, 10);
+			if (number > 0 && number < INT64_MAX) t->last = number;
+		}
+	}
+	return 0;
+}
+
+/* The counter outlives rotation of the log; the log wins when a crash came between the two. 0: this record has t->last + 1. */
+static int find_number(struct nw_run *r, struct trail *t, bool *torn, struct nw_err *e) {
+	char s[COUNT + 1] = "";
+	struct stat st;
+	ssize_t n = pread(t->count, s, COUNT, 0);
+	uint64_t counted = n == COUNT && s[strspn(s, "0123456789")] == '\n' ? strtoull(s, NULL, 10) : UINT64_MAX;
+	bool known = counted < INT64_MAX;
+	t->last = 0;
+	if (n < 0 || fstat(t->log, &st)) return -1;
+	t->size = st.st_size;
+	if (last_number(t, !known, torn)) return -1;
+	if (n > 0 && !known && t->last == 0)
+		return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s.sequence is no number and the log has none; remove it to begin at 1", r->guard.audit);
+	if (known && counted > t->last) t->last = counted;
+	return 0;
+}
+
+static int count(const struct trail *t) {
+	char s[COUNT + 1];
+	snprintf(s, sizeof s, "%020llu\n", (unsigned long long)t->last);
+	return pwrite(t->count, s, COUNT, 0) == COUNT ? 0 : -1;
+}
+
+/* Blocks behind the end of a file, which nobody else can take: room for the ends of the runs that are started (I6, I9). On a file system
+ * without fallocate(2) there is none. */
+static int set_aside(int fd, off_t from) {
+	struct stat st;
+	if (fstat(fd, &st)) return -1;
+	if (st.st_blocks * 512 >= from + RESERVE) return 0;
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE) && errno != EOPNOTSUPP ? -1 : 0;
+}
+
+static int append(struct trail *t, const char *line, size_t n, bool end) {
+	struct stat st;
+	if (nwp_write_all(t->log, line, n) == 0) {
+		t->size += (off_t)n;
+		t->last++;
+		return 0;
+	}
 	int err = errno;
-	if (w > 0 && ftruncate(log, before)) err = EIO; /* the torn tail stays and is sealed by the next writer */
+	if (fstat(t->log, &st) || (st.st_size > t->size && ftruncate(t->log, t->size))) err = EIO; /* the next writer seals what is left */
+	/* A log that was rotated since has no room behind it: the counter's goes over to it (truncation also frees what lies behind the end). */
+	if (end && (err == ENOSPC || err == EDQUOT) && ftruncate(t->count, COUNT) == 0) {
+		(void)set_aside(t->log, t->size);
+		return append(t, line, n, false);
+	}
 	errno = err;
 	return -1;
 }
 
-static int seal(struct nw_run *r, int log, uint64_t *sequence, off_t *size) {
+static int seal(struct nw_run *r, struct trail *t, bool end) {
 	struct nw_err torn = { .exit = 0, .code = "NW-AUDIT-TORN", .text = "a record before this one was cut short" };
-	char line[LINE + 1] = "\n";
-	size_t n = compose(r, "gap", &torn, *sequence + 1, 64, line + 1, LINE);
-	if (n == 0 || append(log, line, n + 1, *size)) return -1;
-	*sequence += 1;
-	*size += (off_t)n + 1;
-	return 0;
+	char line[LINE + 2] = "!\n"; /* a line that lacks nothing but its end is no record either: its number is used again */
+	size_t n = compose(r, "gap", &torn, t->last + 1, 64, line + 2, LINE);
+	return n ? append(t, line, n + 2, end) : -1;
 }
 
 static void to_syslog(const char *line, size_t n, int severity) {
@@ -227,80 +311,84 @@ static void to_syslog(const char *line, size_t n, int severity) {
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
 }
 
-static int open_log(struct nw_run *r, int *count, struct nw_err *e) {
-	const char *path = r->guard.audit, *slash = strrchr(path, '/');
-	char dir[NW_PATH];
-	int log = -1, at;
-	*count = -1;
-	snprintf(dir, sizeof dir, "%.*s", (int)(slash - path), path);
-	at = nwp_open_trusted(slash == path ? "/" : dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, e);
-	if (at < 0) return -1;
-	log = openat(at, slash + 1, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY, 0640);
-	if (log >= 0) {
-		snprintf(dir, sizeof dir, "%.200s.sequence", slash + 1);
-		*count = openat(at, dir, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-	}
-	int err = errno;
-	close(at);
-	if (log >= 0 && *count >= 0) return log;
-	nwp_close(&log);
-	nwp_close(count);
-	return nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; see audit in the guard", path, strerror(err));
+/* Syslog has what the log could not take: with the number 0, which no record has. */
+static void copy_lost(struct nw_run *r, const char *action, const struct nw_err *why) {
+	char line[LINE];
+	size_t n = compose(r, action, why, 0, 64, line, sizeof line);
+	if (n) to_syslog(line, n - 1, 3);
 }
 
-/* Everybody's records wait for this lock: who is stopped or frozen with it must not hang the whole node. */
-static int lock(int count) {
-	uint64_t deadline = nwp_now_ms() + LOCK_MS;
-	while (flock(count, LOCK_EX | LOCK_NB)) {
-		if (errno != EWOULDBLOCK && errno != EINTR) return -1;
-		if (nwp_now_ms() > deadline) return errno = ETIMEDOUT, -1;
-		usleep(500);
-	}
+static int put(struct nw_run *r, struct trail *t, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
+	bool end = r->started_us || r->swept, torn = false; /* the end of a run may use what was set aside when it began */
+	char line[LINE];
+	size_t n = 0;
+	if (find_number(r, t, &torn, e)) return -1;
+	if (!end && (set_aside(t->log, t->size) || set_aside(t->count, COUNT))) return -1;
+	if (torn && seal(r, t, end)) return -1;
+	/* What does not fit is written again with less of what callers say; docs/audit.md has the rule. */
+	for (size_t cap = LINE; n == 0 && cap >= 64; cap /= 2) n = compose(r, action, why, t->last + 1, cap, line, sizeof line);
+	if (n == 0) return errno = EMSGSIZE, -1;
+	if (append(t, line, n, end) || count(t)) return -1;
+	flock(t->log, LOCK_UN); /* others need not wait for the disk */
+	flock(t->count, LOCK_UN);
+	if (sync && fdatasync(t->log)) return -1;
+	if (r->guard.syslog) to_syslog(line, n - 1, why ? 4 : 6);
 	return 0;
 }
 
-/* 0, or an errno. */
-static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, int log, int count) {
-	char line[LINE];
-	uint64_t last = 0;
-	off_t size;
-	bool torn;
-	size_t n = 0;
-	int bad = -1;
-	if (lock(count)) return errno;
-	if (last_sequence(log, &last, &size, &torn)) goto out;
-	if (counter(count, 0) > last) last = counter(count, 0);
-	if (torn && seal(r, log, &last, &size)) goto out;
-	/* What does not fit is written again with less of what callers say; docs/audit.md has the rule. */
-	for (size_t cap = LINE; n == 0 && cap >= 64; cap /= 2) n = compose(r, action, why, last + 1, cap, line, sizeof line);
-	if (n == 0) {
-		errno = EMSGSIZE;
-		goto out;
-	}
-	bad = append(log, line, n, size) || !counter(count, last + 1) || (sync && fdatasync(log));
-out:
-	bad = bad ? errno : 0;
-	flock(count, LOCK_UN);
-	if (n && r->guard.syslog) to_syslog(line, n - 1, why ? 4 : 6);
+static int record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
+	struct trail t = { .log = -1, .count = -1 };
+	int bad = open_trail(r, &t, e) || put(r, &t, action, why, sync, e);
+	if (bad && !e->code[0])
+		nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(errno));
+	nwp_close(&t.log);
+	nwp_close(&t.count);
 	return bad;
 }
 
-/* In a process that is wholly root's: our own real id is the caller's, whose SIGSTOP would keep the lock from every other run. */
-static int record_apart(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, int log, int count) {
-	pid_t p = r->launcher->privileged && r->role != NW_KEEPER ? fork() : -1;
-	if (p < 0) return record(r, action, why, sync, log, count);
-	if (p == 0) _exit(setresuid(0, 0, 0) ? errno : record(r, action, why, sync, log, count));
-	int status = nwp_wait(p, -1);
-	return WIFEXITED(status) ? WEXITSTATUS(status) : EIO;
+/* Who holds the locks must be out of the pilot's hands: wholly root (a real id of the pilot's obeys its SIGSTOP), and in no cgroup that
+ * it may freeze, starve, limit, or move us out of: who owns a cgroup's directory may (delegation, cgroups(7)). */
+static bool exposed(const struct nw_run *r) {
+	char path[sizeof r->cgroup];
+	struct stat st;
+	if (!r->launcher->privileged) return false; /* its log is the pilot's own */
+	if (r->role != NW_KEEPER || r->swept) return true;
+	snprintf(path, sizeof path, "%s", r->cgroup);
+	for (char *end; (end = strrchr(path, '/')) && (size_t)(end - path) > strlen(r->guard.cgroup);) {
+		*end = 0;
+		if (stat(path, &st) || st.st_uid || st.st_mode & (S_IWGRP | S_IWOTH)) return true;
+	}
+	return false;
+}
+
+/* By a child in the top cgroup. */
+static int record_apart(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
+	struct clone_args a = { .flags = CLONE_INTO_CGROUP, .exit_signal = SIGCHLD };
+	int said[2] = { -1, -1 }, top = r->guard.cgroup[0] ? open(r->guard.cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
+	a.cgroup = (uint64_t)top;
+	pid_t p = pipe2(said, O_CLOEXEC) ? -2 : top < 0 ? -1 : (pid_t)syscall(SYS_clone3, &a, sizeof a);
+	if (p == -1) p = fork(); /* inside a container its top may be closed to processes (EBUSY) */
+	if (p == 0) {
+		if (setresuid(0, 0, 0)) _exit(1);
+		record(r, action, why, sync, e);
+		_exit(nwp_write_all(said[1], e, sizeof *e) != 0);
+	}
+	nwp_close(&top);
+	nwp_close(&said[1]);
+	if (p < 0 || read(said[0], e, sizeof *e) != sizeof *e)
+		nw_fail(e, NW_INTERNAL, "NW-AUDIT", "no process could write a record; it was killed, or there was none to be had");
+	nwp_close(&said[0]);
+	if (p > 0) nwp_wait(p, -1);
+	return e->exit;
 }
 
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
-	int count, log = open_log(r, &count, e), bad = log < 0 ? -1 : record_apart(r, action, why, sync, log, count);
-	nwp_close(&log);
-	nwp_close(&count);
-	if (bad == 0) return 0;
-	if (bad > 0) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "%s: %s; free space or mend it (audit in the guard)", r->guard.audit, strerror(bad));
+	struct nw_err said = { 0 };
+	(exposed(r) ? record_apart : record)(r, action, why, sync, &said);
+	if (said.exit == 0) return 0;
+	*e = said;
 	r->unrecorded = true;
+	if (r->guard.syslog) copy_lost(r, action, why);
 	if (r->guard.audit_on_failure == NW_AUDIT_DENY) return -1;
 	*e = (struct nw_err){ 0 }; /* tolerated: not the run's own error */
 	return 0;
@@ -336,7 +424,8 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	}
 	n = nw_json_end(&j);
 	/* By a child, and only so long: a pipe that the pilot keeps full must not keep the run, its limits and its end waiting. */
-	pid_t p = n ? fork() : -1;
+	pid_t us = getpid(), p = n ? fork() : -1;
+	if (p == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us)) _exit(1); /* it has the lease's lock */
 	if (p == 0) _exit(nwp_write_all(r->decision.status_fd, line, n) != 0);
 	if (p > 0 && nwp_wait(p, STATUS_MS)) nwp_close(&r->decision.status_fd);
 }

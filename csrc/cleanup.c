@@ -15,9 +15,44 @@ static void kill_cgroup(struct nw_run *r) {
 	if (r->cgroup_fd >= 0 && nwp_cgroup(r, "cgroup.kill", "1") && errno != ENOENT) r->left = 1; /* ENOENT: Linux before 5.14 */
 }
 
+static bool of_session(const char *text, uint32_t session) {
+	return strtoul(text, NULL, 10) == session;
+}
+
+static bool of_uid(const char *text, uint32_t uid) {
+	const char *line = strstr(text, "\nUid:"); /* the name, before it, has no newline (proc(5)) */
+	unsigned real, effective, saved;
+	return line && sscanf(line, "\nUid: %u %u %u", &real, &effective, &saved) == 3 && (real == uid || effective == uid || saved == uid);
+}
+
+/* Living processes, by a file of /proc/PID; they get sig. What it says of a pid is believed only of a process that has not ended afterwards:
+ * then it was that one. A zombie, which its parent may never reap, has ended: its pidfd tells (pidfd_open(2)). How many were found. */
+static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_t id, int sig) {
+	char path[PATH_MAX], text[1024];
+	DIR *d = opendir("/proc");
+	int found = 0;
+	for (struct dirent *x; d && (x = readdir(d));) {
+		pid_t p = (pid_t)strtol(x->d_name, NULL, 10);
+		struct pollfd end = { p > 0 ? nwp_pidfd_open(p) : -1, POLLIN, 0 };
+		snprintf(path, sizeof path, "/proc/%s/%s", x->d_name, file);
+		int fd = end.fd < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
+		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+		text[n > 0 ? n : 0] = 0;
+		if (n > 0 && match(text, id) && poll(&end, 1, 0) == 0) {
+			found++;
+			nwp_pidfd_signal(end.fd, sig);
+		}
+		nwp_close(&fd);
+		nwp_close(&end.fd);
+	}
+	if (d) closedir(d);
+	return d ? found : 1;
+}
+
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
  * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
- * fork succeeds only when we are the last (setrlimit(2)). 0, or -1 when some could not be ended in time. */
+ * fork succeeds only when we are the last (setrlimit(2)). Zombies count too, and a pilot may be the
+ * parent who does not reap them: then none is left that lives. 0, or -1 when some could not be ended in time. */
 static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 	struct rlimit two = { 2, 2 };
 	pid_t p = fork(), q;
@@ -36,7 +71,7 @@ static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 int nwp_sweep_uid(uid_t uid, gid_t gid) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	int bad;
-	while ((bad = sweep(uid, gid, deadline)) && nwp_now_ms() < deadline) {
+	while ((bad = sweep(uid, gid, deadline)) && (bad = find("status", of_uid, uid, 0) != 0) && nwp_now_ms() < deadline) {
 		while (waitpid(-1, NULL, WNOHANG) > 0) /* a sweeper that was killed left its child to us, and a zombie counts too */
 			;
 		usleep(500);
@@ -66,30 +101,6 @@ static int kill_children(struct nw_run *r, uint64_t deadline) {
 	}
 }
 
-/* The audit session is the kernel's mark on every descendant of the payload, and nobody without CAP_AUDIT_CONTROL gets rid of it (audit(7)).
- * What /proc says of a pid is believed only of a process that is still there afterwards: then it was that one. How many were found. */
-static int kill_session(uint32_t session) {
-	char path[PATH_MAX], text[16];
-	DIR *d = opendir("/proc");
-	int found = 0;
-	for (struct dirent *x; d && (x = readdir(d));) {
-		pid_t p = (pid_t)strtol(x->d_name, NULL, 10);
-		int pidfd = p > 0 ? nwp_pidfd_open(p) : -1;
-		snprintf(path, sizeof path, "/proc/%s/sessionid", x->d_name);
-		int fd = pidfd < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-		text[n > 0 ? n : 0] = 0;
-		if (n > 0 && strtoul(text, NULL, 10) == session && nwp_pidfd_signal(pidfd, 0) == 0) {
-			found++;
-			nwp_pidfd_signal(pidfd, SIGKILL);
-		}
-		nwp_close(&fd);
-		nwp_close(&pidfd);
-	}
-	if (d) closedir(d);
-	return d ? found : 1;
-}
-
 static void end_init(struct nw_run *r, uint64_t deadline) {
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
@@ -103,13 +114,14 @@ static void end_init(struct nw_run *r, uint64_t deadline) {
 }
 
 /* Of a run whose keeper was killed. Init, if it is there still, is dying: its pidfd tells when all of its namespace has gone (kernel/exit.c:
- * exit_notify empties it first). Without a namespace there may be anybody. */
+ * exit_notify empties it first). Without a namespace there may be anybody; the audit session is the kernel's mark on every descendant of the
+ * payload, and nobody without CAP_AUDIT_CONTROL gets rid of it (audit(7)). */
 static void end_orphans(struct nw_run *r, uint64_t deadline) {
 	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	if (r->init_fd >= 0) nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
 	if (r->init_fd >= 0 && poll(&p, 1, PATIENCE_MS) != 1) r->left = 1;
-	for (int found; r->session != AUDIT_SID_UNSET && (found = kill_session(r->session)) > 0; usleep(500)) {
+	for (int found; r->session != AUDIT_SID_UNSET && (found = find("sessionid", of_session, r->session, SIGKILL)) > 0; usleep(500)) {
 		r->killed += found;
 		if (nwp_now_ms() < deadline) continue;
 		r->left = 1;

@@ -18,9 +18,9 @@ int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
 	while (f && fgets(line, sizeof line, f) && strncmp(line, "0::", 3)) line[0] = 0;
 	if (f) fclose(f);
 	if ((nl = strchr(line, '\n'))) *nl = 0;
-	if (!strncmp(line, "0::/", 4) && snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, line[4] ? line + 3 : "", r->run) <
-						 (int)sizeof r->cgroup)
-		return 0;
+	bool fits = !strncmp(line, "0::/", 4) &&
+		    snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, line[4] ? line + 3 : "", r->run) < (int)sizeof r->cgroup;
+	if (fits && !strstr(r->cgroup, "/..") && nw_lease_holds(r->cgroup)) return 0; /* a name that a sweep would not take is no use */
 	r->cgroup[0] = 0;
 	return nwp_degrade(r, "cgroup", e);
 }

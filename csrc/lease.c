@@ -145,8 +145,10 @@ static size_t compose(struct nw_run *r, char *to, size_t max) {
 	l.has_cgroup = r->cgroup[0], l.cgroup = r->cgroup;
 	l.has_work = r->work.fd >= 0, l.path = l.has_work ? r->work.path : NULL;
 	l.how = r->how, l.dev = r->work.dev, l.ino = r->work.ino, l.btime = r->work.btime;
-	for (int i = 0; host_view && i < d->files; i++)
+	for (int i = 0; host_view && i < d->files; i++) {
+		if (!nw_lease_holds(d->file[i].path)) return 0; /* cut, it would name another file */
 		if (d->file[i].temporary) l.file[l.files++] = d->file[i].path;
+	}
 	l.facts = d->facts;
 	memcpy(l.fact, d->fact, sizeof *l.fact * (size_t)d->facts);
 	return nw_lease_write(&l, to, max);
@@ -169,7 +171,7 @@ int nwp_lease_write(struct nw_run *r, struct nw_err *e) {
 		if (nwp_write_all(r->lease_fd, text, n) || fsync(r->lease_fd)) break;
 		return 0;
 	}
-	int err = n ? errno : EMSGSIZE;
+	int err = n ? errno : ENAMETOOLONG;
 	if (r->lease_fd >= 0) unlinkat(r->leases, name, 0);
 	nwp_close(&r->lease_fd);
 	return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/leases/%s: %s; without a durable lease nothing is started", r->guard.state, name, strerror(err));

@@ -150,6 +150,13 @@ int nw_lease_parse(char *text, size_t len, struct nw_lease *l, struct nw_err *e)
 	return (seen & must) == must ? 0 : bad(e, &in, "not complete");
 }
 
+/* encode() below stops where another %XX might not fit. */
+bool nw_lease_holds(const char *s) {
+	size_t n = 0;
+	for (; *s; s++) n += plain((unsigned char)*s) ? 1 : 3;
+	return n + 2 <= NW_LEASE_VALUE;
+}
+
 struct out {
 	char *p;
 	size_t n, max;

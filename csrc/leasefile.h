@@ -29,6 +29,8 @@ struct nw_lease {
 int nw_lease_parse(char *text, size_t len, struct nw_lease *l, struct nw_err *e);
 /* Up to "ready". The length, or 0 when it did not fit. */
 size_t nw_lease_write(const struct nw_lease *l, char *to, size_t max);
+/* Does s fit into one word? Else it is cut, which a path of several words, and a fact, survive. */
+bool nw_lease_holds(const char *s);
 /* cffi: end */
 
 extern const char *const nw_handover_name[NW_HANDOVERS];

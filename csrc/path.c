@@ -8,7 +8,7 @@ uid_t nwp_trusted_owner(const struct nw_run *r) {
 	return r->launcher->privileged ? 0 : r->caller.uid;
 }
 
-static int check(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e) {
+int nwp_check_trusted(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e) {
 	if (fstat(fd, st)) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot be examined: %s", path, strerror(errno));
 	if (st->st_uid != 0 && st->st_uid != owner)
 		return nw_fail(e, NW_INTERNAL, "NW-PATH-OWNER", "%s: \"%s\" belongs to uid %u, not to root; chown it or move the file", path, part,
@@ -38,7 +38,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 		nwp_close(&dir);
 		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
 	}
-	if (check(dir, owner, path, "/", &st, e)) goto fail;
+	if (nwp_check_trusted(dir, owner, path, "/", &st, e)) goto fail;
 	for (;;) {
 		char *p = rest + strspn(rest, "/");
 		size_t n = strcspn(p, "/");
@@ -55,7 +55,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: \"%s\": %s", path, part, strerror(errno));
 			goto fail;
 		}
-		if (check(fd, owner, path, part, &st, e)) {
+		if (nwp_check_trusted(fd, owner, path, part, &st, e)) {
 			close(fd);
 			goto fail;
 		}
@@ -77,7 +77,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			fd = openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
 			close(dir);
 			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
-			if (check(fd, owner, path, part, &st, e)) nwp_close(&fd);
+			if (nwp_check_trusted(fd, owner, path, part, &st, e)) nwp_close(&fd);
 			return fd;
 		}
 		close(dir);

@@ -89,7 +89,8 @@ static int prepare(struct nw_run *r, struct nw_err *e) {
 
 /* Step 5. The lease comes last: from then on there may be something to undo. */
 static int lease(struct nw_run *r, struct nw_err *e) {
-	return nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) || nwp_prepare_dirs(r, e) || nwp_cgroup_path(r, e) || nwp_lease_write(r, e);
+	return nwp_cgroup_path(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) || nwp_prepare_dirs(r, e) ||
+	       nwp_lease_write(r, e);
 }
 
 static int start(struct nw_run *r, struct nw_err *e) {
@@ -110,9 +111,9 @@ bool nwp_finish(struct nw_run *r, bool started) {
 	struct nw_err lost = { 0 };
 	bool ok = true;
 	nwp_end_processes(r);
-	if (r->lease_fd >= 0) ok &= nwp_hand_back(r) == 0;
+	if (r->lease_fd >= 0 && r->left == 0) ok &= nwp_hand_back(r) == 0; /* not while somebody may still write there */
 	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
-	if (started && r->work.fd >= 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
+	if (started && r->work.fd >= 0 && r->left == 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 	if (r->started_us || r->swept) ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
 	if (lost.exit && r->role == NW_ALONE) tell(&lost);
 	return ok && r->left == 0 && nwp_lease_release(r) == 0; /* else a sweep goes on with it */
@@ -151,7 +152,8 @@ static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 
 void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
 	r->launcher = l;
-	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd = -1;
+	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
+		-1;
 	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	r->session = AUDIT_SID_UNSET;

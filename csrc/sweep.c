@@ -6,6 +6,7 @@
 #define TOGETHER 8
 #define BEFORE_RUN_MS 2000
 #define EACH_MS 600000
+#define DYING_MS 200
 
 enum { SWEPT, LEFT, BROKEN, LIVE, FORGOTTEN };
 
@@ -99,9 +100,10 @@ static int find_work(struct nw_run *r, const struct nw_lease *l, bool this_boot,
 	struct nw_err gone;
 	if (!l->has_work) return 0;
 	r->how = (enum nw_handover)l->how;
-	if (nwp_open_dir(r, &r->work, l->path, &gone) && (fstatat(AT_FDCWD, l->path, &st, AT_SYMLINK_NOFOLLOW) == 0 || errno != ENOENT) &&
-		(errno != ENOTDIR && !S_ISLNK(st.st_mode)))
-		return *e = gone, -1;
+	if (nwp_open_dir(r, &r->work, l->path, &gone)) {
+		bool there = fstatat(AT_FDCWD, l->path, &st, AT_SYMLINK_NOFOLLOW) == 0;
+		if (there ? S_ISDIR(st.st_mode) : errno != ENOENT && errno != ENOTDIR && errno != ELOOP) return *e = gone, -1;
+	}
 	if (r->work.fd >= 0 && r->work.ino == l->ino && r->work.btime == l->btime && (!this_boot || r->work.dev == l->dev)) return 0;
 	nwp_close(&r->work.fd);
 	snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%.200s: gone, or another directory now", l->path);
@@ -182,15 +184,27 @@ static pid_t start(struct nw_run *by, const char *name) {
 	pid_t us = getpid(), p = fork();
 	if (p) return p;
 	if (by->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0))) _exit(LEFT);
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || setsid() < 0 || (!reporting && nwp_let_go())) _exit(LEFT);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || setsid() < 0) _exit(LEFT);
 	_exit(sweep(by, name));
+}
+
+/* Who waits for FUSE or a lost NFS server does not die of KILL. It is left behind, and keeps the lease's lock, so that nobody follows it. */
+static bool done(pid_t p, int ms) {
+	struct pollfd end = { nwp_pidfd_open(p), POLLIN, 0 };
+	int status;
+	if (end.fd < 0 || poll(&end, 1, ms) != 1) {
+		kill(p, SIGKILL);
+		poll(&end, 1, DYING_MS);
+	}
+	nwp_close(&end.fd);
+	return waitpid(p, &status, WNOHANG) == p && WIFEXITED(status) && (WEXITSTATUS(status) == SWEPT || WEXITSTATUS(status) == LIVE);
 }
 
 /* All dead leases, or one; how many are left as they are. */
 static int sweep_all(struct nw_run *by, const char *only, int ms) {
 	uint64_t end = nwp_now_ms() + (uint64_t)ms;
 	pid_t on[TOGETHER] = { 0 };
-	int left = 0, status, n = 0;
+	int left = 0, n = 0;
 	DIR *d = nwp_list(by->leases);
 	if (!d) return 1;
 	for (struct dirent *x; (x = readdir(d)) || n > 0;) {
@@ -198,11 +212,10 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 		if (x && (len != 42 || strcmp(x->d_name + 36, ".lease") || (only && strncmp(only, x->d_name, 36)))) continue;
 		if (n == TOGETHER || !x) { /* room for one more, or the last ones */
 			uint64_t now = nwp_now_ms();
-			status = nwp_wait(on[0], reporting ? EACH_MS : now < end ? (int)(end - now) : 0);
-			left += !(WIFEXITED(status) && (WEXITSTATUS(status) == SWEPT || WEXITSTATUS(status) == LIVE));
+			left += !done(on[0], reporting ? EACH_MS : now < end ? (int)(end - now) : 0);
 			memmove(on, on + 1, sizeof *on * (size_t)--n);
 		}
-		if (x && (on[n] = start(by, x->d_name)) < 0) left++;
+		if (x && ((!reporting && nwp_now_ms() >= end) || (on[n] = start(by, x->d_name)) < 0)) left++;
 		else if (x) n++;
 	}
 	closedir(d);
@@ -222,10 +235,23 @@ static bool any_dead(const struct nw_run *by) {
 	return found;
 }
 
+/* By a process of its own: one that hangs must not be our child when we count ours. It holds nothing of this run's pilot, and works outside
+ * of the pilot's cgroup, which may be the pilot's to freeze; where there is no such place it stays. */
+static void __attribute__((noreturn)) sweep_apart(struct nw_run *r) {
+	char procs[NW_PATH + 16];
+	snprintf(procs, sizeof procs, "%s/cgroup.procs", r->guard.cgroup);
+	if (r->launcher->privileged && r->guard.cgroup[0]) nwp_write_file(procs, "0");
+	nwp_close(&r->decision.status_fd);
+	_exit(nwp_let_go() || sweep_all(r, NULL, BEFORE_RUN_MS) > 0);
+}
+
 int nwp_sweep_before(struct nw_run *r, struct nw_err *e) {
 	r->unswept = true;
 	if ((r->leases = nwp_state_dir(r, "leases", e)) < 0) return -1;
-	r->unswept = any_dead(r) && sweep_all(r, NULL, BEFORE_RUN_MS) > 0;
+	r->unswept = r->role == NW_FRONT || any_dead(r); /* the front, which its pilot may stop, holds no lock: it knows of one */
+	pid_t p = r->unswept ? fork() : -1;
+	if (p == 0) sweep_apart(r);
+	if (p > 0) r->unswept = nwp_wait(p, -1) != 0;
 	return 0;
 }
 

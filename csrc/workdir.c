@@ -13,9 +13,7 @@ int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw
 	/* A sweep has not the pilot's groups. It looks at what it got before it touches it. */
 	if (d->fd < 0 && r->swept) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	if (d->fd < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
-	if (fstat(d->fd, &st) || (st.st_uid != r->caller.uid && !r->swept))
-		return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", path,
-			st.st_uid);
+	if (fstat(d->fd, &st)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: %s", path, strerror(errno));
 	d->dev = st.st_dev;
 	d->ino = st.st_ino;
 	if (statx(d->fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && x.stx_mask & STATX_BTIME)
@@ -59,9 +57,19 @@ static bool idmap(struct nw_dir *d, int ns) {
 	return ns >= 0 && mount_setattr(d->mnt, "", AT_EMPTY_PATH, &a, sizeof a) == 0;
 }
 
+/* Only after the sweep: a dead run of the same directory has given it back by now. */
+static int check_owner(const struct nw_run *r, const struct nw_dir *d, struct nw_err *e) {
+	struct stat st = { 0 };
+	if (d->fd < 0 || (fstat(d->fd, &st) == 0 && st.st_uid == r->caller.uid)) return 0;
+	return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", d->path, st.st_uid);
+}
+
 /* Exposed directories too: what one payload leaves there the next one can use, whatever its id, and on disk all is the pilot's. One that
  * cannot be mapped is seen as it is. */
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
+	if (check_owner(r, &r->work, e)) return -1;
+	for (int i = 0; i < r->decision.exposes; i++)
+		if (check_owner(r, &r->expose[i], e)) return -1;
 	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT, other = r->id.uid != r->caller.uid;
 	int ns = mounts && other && (r->work.fd >= 0 || r->decision.exposes) ? idmap_namespace(r) : -1, bad = 0;
 	for (int i = 0; mounts && !bad && i < r->decision.exposes; i++) {
@@ -76,7 +84,7 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
  * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
-static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, int out) {
+static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, pid_t us, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
 	bool inside = r->userns >= 0 && chown;
@@ -90,6 +98,7 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 	bool pilot_owns = to_payload || !chown; /* idmapped or unchanged: on disk all of it is the pilot's */
 	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	if ((r->launcher->privileged || inside) && nwp_keep_chown(pilot_owns ? pilot : payload, pilot_owns ? pilots : payloads, chown)) _exit(2);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(3); /* it has the lease's lock */
 	nwp_tree(d->fd, &w, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
@@ -98,9 +107,10 @@ static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool t
 	struct nw_tally t, *sum = &r->tally;
 	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
-	pid_t p = fork();
-	if (p == 0) walk(r, d, chown, to_payload, fd[1]);
+	pid_t us = getpid(), p = fork();
+	if (p == 0) walk(r, d, chown, to_payload, us, fd[1]);
 	close(fd[1]);
+	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
 	if (p < 0 || nwp_wait(p, -1) || !whole) return -1;

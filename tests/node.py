@@ -232,7 +232,7 @@ class Node:
         return {
             "leases": self.site.leases(), "ids": [path.name for path in (self.site.state / "ids").glob("*") if path.stat().st_size],
             "processes": self.payload_processes(), "launchers": self.launchers(),
-            "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {self.site.prefix}" in line],
+            "mounts": [line for line in Path("/proc/self/mountinfo").read_text(errors="replace").splitlines() if f" {self.site.prefix}" in line],
         }
 
     def forget(self):

@@ -198,7 +198,7 @@ def remove(top):
     for kind, name in entries:
         if kind == "group":
             remove_group(name)
-    for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+    for line in reversed(Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()):
         if line.split()[4].startswith(f"{top}/"):
             command("umount", "-l", line.split()[4])
     command("rm", "-rf", "--", top)  # shutil.rmtree recurses, and payloads make trees that are deeper than Python can

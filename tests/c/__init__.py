@@ -11,8 +11,8 @@ FLAGS = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=u
 AUDIT = ("audit", "json", "path", "sys", "err", "guard", "line", "decision", "wire")
 
 
-def build(program, sources, to):
+def build(program, sources, to, flags=()):
     """Compile tests/c/PROGRAM.c with csrc/SOURCE.c… -> path of the program below the directory to."""
     files = [CHECKOUT / f"tests/c/{program}.c", *(CHECKOUT / f"csrc/{name}.c" for name in sources)]
-    subprocess.run(["gcc", *FLAGS, "-o", to / program, *files], check=True)
+    subprocess.run(["gcc", *FLAGS, *flags, "-o", to / program, *files], check=True)
     return to / program

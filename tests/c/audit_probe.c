@@ -1,12 +1,22 @@
 /* Writes records with csrc/audit.c alone: `audit_probe LOG [set KEY=VALUE… | ACTION]…`. Prints for each action "ok" or its error.
- * Keys: swept started ended status left argc=N (of made-up words), fact=KEY=VALUE, on_failure=0|1|2 (enum nw_on_failure), code=NW-… (of the
- * following records, "" for none). */
+ * Keys: swept started ended status left sync argc=N (of made-up words), fact=KEY=VALUE, on_failure=0|1|2 (enum nw_on_failure), code=NW-… (of the
+ * following records, "" for none), clock=SECONDS that the wall clock is off. */
 #include "run.h"
 
 static struct nw_launcher launcher = { "userns", false };
 static struct nw_run r;
 static struct nw_err why;
 static char *words[1000];
+static bool durable = true;
+static long off;
+
+int __real_clock_gettime(clockid_t clock, struct timespec *t);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t) {
+	int bad = __real_clock_gettime(clock, t);
+	if (clock == CLOCK_REALTIME) t->tv_sec += off;
+	return bad;
+}
 
 static void set(char *key) {
 	char *value = strchr(key, '=');
@@ -17,6 +27,8 @@ static void set(char *key) {
 	else if (!strcmp(key, "ended")) r.ended = n;
 	else if (!strcmp(key, "status")) r.status = (int)n;
 	else if (!strcmp(key, "left")) r.left = (int)n;
+	else if (!strcmp(key, "sync")) durable = n;
+	else if (!strcmp(key, "clock")) off = n;
 	else if (!strcmp(key, "argc")) r.caller.argc = (int)n;
 	else if (!strcmp(key, "on_failure")) r.guard.audit_on_failure = (int)n;
 	else if (!strcmp(key, "code")) snprintf(why.code, sizeof why.code, "%s", value);
@@ -39,7 +51,7 @@ int main(int argc, char **argv) {
 	for (int i = 2; i < argc; i++) {
 		struct nw_err e = { 0 };
 		if (!strcmp(argv[i], "set")) set(argv[++i]);
-		else if (nwp_record(&r, argv[i], why.code[0] ? &why : NULL, true, &e)) printf("%s %s\n", e.code, e.text);
+		else if (nwp_record(&r, argv[i], why.code[0] ? &why : NULL, durable, &e)) printf("%s %s\n", e.code, e.text);
 		else printf("ok\n");
 	}
 	return 0;

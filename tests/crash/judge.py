@@ -90,7 +90,8 @@ class Judge:
         found += [f"process {pid} {what}" for pid, what in alive.items()]
         found += [f"lease {name}" for name in case.site.leases()]
         found += [f"id {path.name} held" for path in (case.site.state / "ids").glob("*") if self._held(path)]
-        found += [f"mount {line}" for line in Path("/proc/self/mountinfo").read_text().splitlines() if f" {case.session.top}/" in line]
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()  # anybody's, with any bytes
+        found += [f"mount {line}" for line in mounts if f" {case.session.top}/" in line]
         found += [f"file {path}" for path in Path("/tmp").glob("x509up_u*.glexec.*") if case.owns(path.lstat().st_uid)]
         return found
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import shutil
 import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from tests import c
 from tests.conftest import installation
 from tests.need import need
-from tests.node import BLOCK, DELEGATED, Node
+from tests.node import BLOCK, DELEGATED, Node, until
 from tests.site import ROOT, account_command
 
 
@@ -64,25 +68,100 @@ def home(session):
     shutil.rmtree(path)
 
 
-class Syslog:
-    """The node's /dev/log, as long as a test runs. lines(): what came meanwhile."""
+CPU_V1 = Path("/sys/fs/cgroup/cpu")
+V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
+
+
+class Job:
+    """The groups of a batch job, in cgroup v2 and in one hierarchy of v1 where the node has that. Who uses it as a context is in them meanwhile."""
 
     def __init__(self):
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        name = f"nwtest-job-{os.getpid()}"
+        self.v2 = V2 / name
+        self.groups = [self.v2] + [CPU_V1 / name] * (CPU_V1 / "tasks").exists()
+        for group in self.groups:
+            group.mkdir()
+
+    def __enter__(self):
+        for group in self.groups:
+            (group / "cgroup.procs").write_text("0")
+
+    def __exit__(self, *_):
+        for group in self.groups:
+            (group.parent / "cgroup.procs").write_text("0")
+
+    def kill(self):
+        (self.v2 / "cgroup.kill").write_text("1")
+
+    def close(self):
+        self.kill()
+        for group in self.groups:
+            until(lambda group=group: not (group / "cgroup.procs").read_text(), "the job is empty")
+            for left in [*group.glob("nodewrap-*"), group]:
+                left.rmdir()
+
+    def used_us(self):
+        """Microseconds that the job has been on a processor."""
+        (line,) = [line for line in (self.v2 / "cpu.stat").read_text().splitlines() if line.startswith("usage_usec")]
+        return int(line.split()[1])
+
+
+@pytest.fixture
+def job():
+    need("root", "cgroup2")
+    made = Job()
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def audit_probe(tmp_path_factory):
+    """csrc/audit.c as a program of its own (tests/c/audit_probe.c); it waits for the locks one second, not thirty."""
+    need("gcc")
+    return c.build("audit_probe", c.AUDIT, tmp_path_factory.mktemp("probe"), ["-DPATIENCE_MS=1000", "-Wl,--wrap=clock_gettime"])
+
+
+@pytest.fixture
+def private():
+    """An empty directory on a path that only its owner may write, as records want it: /tmp is none."""
+    path = Path.home() / f"nw-test-{os.getpid()}"
+    path.mkdir(mode=0o700)
+    yield path
+    shutil.rmtree(path)
+
+
+class Syslog:
+    """The node's /dev/log, as long as a test runs, read all the time: the kernel keeps ten messages, and the machine's other sessions send some.
+    lines(): what came since the last call."""
+
+    def __init__(self):
+        self.socket, self.lock, self.found, self.ended = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM), threading.Lock(), [], threading.Event()
+        self.socket.setblocking(False)
         self.socket.bind("/dev/log")
         os.chmod("/dev/log", 0o666)
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self):
+        while not self.ended.is_set():
+            select.select([self.socket], [], [], 0.1)
+            self._drain()
+
+    def _drain(self):
+        with self.lock, contextlib.suppress(BlockingIOError):
+            while True:
+                self.found.append(self.socket.recv(1 << 16))
 
     def lines(self):
-        found = []
-        while True:
-            try:
-                found.append(self.socket.recv(1 << 16))
-            except BlockingIOError:
-                return found
+        self._drain()
+        with self.lock:
+            found, self.found = self.found, []
+        return found
 
     def close(self):
         os.unlink("/dev/log")
+        self.ended.set()
+        self.reader.join()
         self.socket.close()
 
 

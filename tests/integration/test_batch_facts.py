@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.need import need
 from tests.node import status_of, until
 
 #: The payload's first process, a child, and a daemon in a session of its own, each saying its letter again and again.
@@ -248,47 +247,6 @@ def test_niceness_scheduling_class_processors_io_priority_and_oom_score_are_the_
         own.write_text(before)
     assert seen(live.pid) == (7, os.SCHED_BATCH, {max(os.sched_getaffinity(0))}, LOW_IO, 321)
     ended(live)
-
-
-CPU_V1 = Path("/sys/fs/cgroup/cpu")
-V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
-
-
-@pytest.fixture
-def job():
-    """The groups of a job, in cgroup v2 and in one hierarchy of v1 where the node has that; this process is in them while a test starts something."""
-    need("root", "cgroup2")
-    made = Job()
-    yield made
-    made.close()
-
-
-class Job:
-    def __init__(self):
-        name = f"nwtest-job-{os.getpid()}"
-        self.v2 = V2 / name
-        self.groups = [self.v2] + [CPU_V1 / name] * (CPU_V1 / "tasks").exists()
-        for group in self.groups:
-            group.mkdir()
-
-    def __enter__(self):
-        for group in self.groups:
-            (group / "cgroup.procs").write_text("0")
-
-    def __exit__(self, *_):
-        for group in self.groups:
-            (group.parent / "cgroup.procs").write_text("0")
-
-    def close(self):
-        (self.v2 / "cgroup.kill").write_text("1")
-        for group in self.groups:
-            until(lambda group=group: not (group / "cgroup.procs").read_text(), "the job is empty")
-            for left in [*group.glob("nodewrap-*"), group]:
-                left.rmdir()
-
-    def used_us(self):
-        (line,) = [line for line in (self.v2 / "cpu.stat").read_text().splitlines() if line.startswith("usage_usec")]
-        return int(line.split()[1])
 
 
 def cgroups_of(pid):

@@ -1,0 +1,140 @@
+"""The soak, short (docs/reliability.md); that its judge sees what it is there to see; and what it has found."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+
+import pytest
+
+from tests.crash.cases import Case, Tools
+from tests.crash.evidence import Attempt, Log, Seen, Verdicts
+from tests.crash.judge import PAYLOADS_CODE, Judge
+from tests.crash.points import Listing, Point
+from tests.crash.soak import soak
+from tests.need import need
+
+
+@pytest.fixture(scope="module")
+def soaked():
+    need("root", "cc")
+    made = soak(seconds=25, runs=8, seed="ci", pace=0.3)
+    yield made
+    made.close()
+
+
+def test_nothing_is_left_or_lost_whatever_is_killed_among_many_runs(soaked):
+    print(soaked.summary())
+    assert soaked.violations == []
+    assert soaked.counts["starts"] > 30
+    assert sum(soaked.kills.values()) > 10
+    assert soaked.counts["disks filled"] > 0
+    assert len(soaked.seen.executed) > 10
+
+
+# ---- the judge, on the log of that soak with something wrong ----
+
+
+def verdict(soaked, lines):
+    """Problems that the judge has with these lines as the log of the setuid site."""
+    place = soaked.places["setuid"]
+    attempts = {nonce: attempt for nonce, attempt in soaked.seen.attempts.items() if " setuid/" in attempt.plan}
+    return Verdicts(Log(b"".join(lines)), Seen(attempts, soaked.seen.executed, {}, []), place.judge).all()
+
+
+@pytest.fixture
+def lines(soaked):
+    """The log, up to the last record of the soak itself."""
+    return soaked.places["setuid"].site.audit.read_bytes().splitlines(keepends=True)
+
+
+def undisturbed(soaked, lines, action):
+    """Index of the record of that action of a run that nobody killed."""
+    calm = {attempt.nonce for attempt in soaked.seen.attempts.values() if attempt.status == PAYLOADS_CODE and not attempt.kills}
+    runs = [record["nodewrap"]["run"]["id"] for record in map(json.loads, lines) if calm & set(record.get("process", {}).get("args", ()))]
+    records = list(map(json.loads, lines))
+    return next(i for i, record in enumerate(records) if record["event"]["action"] == action and record["nodewrap"]["run"]["id"] in runs)
+
+
+def renumbered(lines):
+    """So that only what is missing tells."""
+    records = [json.loads(line) for line in lines]
+    for number, record in enumerate(records, 1):
+        record["event"]["sequence"] = number
+    return [json.dumps(record).encode() + b"\n" for record in records]
+
+
+@pytest.mark.parametrize("action", ["start", "exit", "cleanup"])
+def test_judge_sees_a_record_that_is_missing(soaked, lines, action):
+    whole = renumbered([line for line in lines if line.startswith(b"{")])
+    at = undisturbed(soaked, whole, action)
+    run = json.loads(whole[at])["nodewrap"]["run"]["id"]
+    before = set(verdict(soaked, whole))
+    found = set(verdict(soaked, renumbered(whole[:at] + whole[at + 1 :]))) - before
+    assert any(run in problem for problem in found) or any("on record is" in problem for problem in found)
+    assert any("number" in problem for problem in verdict(soaked, whole[:at] + whole[at + 1 :]))
+
+
+def test_judge_sees_a_torn_line_and_takes_it_only_before_a_gap(soaked, lines):
+    whole = renumbered([line for line in lines if line.startswith(b"{")])
+    at = undisturbed(soaked, whole, "start")
+    torn = [*whole[:at], b'{"event":{"sequ!\n', *whole[at:]]
+    assert any("no gap behind it" in problem for problem in Log(b"".join(torn)).problems)
+    gap = copy.deepcopy(json.loads(whole[at]))
+    gap["event"]["action"] = "gap"
+    sealed = Log(b"".join([*torn[: at + 1], json.dumps(gap).encode() + b"\n"]))
+    assert (sealed.problems, sealed.gaps) == ([], 1)
+    assert Log(b"".join([*whole[:at], json.dumps(gap).encode() + b"\n"])).problems
+    assert Log(b"".join(whole)[:-5]).problems
+
+
+def test_judge_sees_a_record_and_a_number_twice(soaked, lines):
+    whole = renumbered([line for line in lines if line.startswith(b"{")])
+    at = undisturbed(soaked, whole, "exit")
+    assert any("exit twice" in problem for problem in verdict(soaked, renumbered([*whole[: at + 1], *whole[at:]])))
+    assert any("number" in problem for problem in verdict(soaked, [*whole[: at + 1], *whole[at:]]))
+
+
+def test_judge_sees_a_second_sweep_that_nothing_explains(soaked, lines):
+    whole = renumbered([line for line in lines if line.startswith(b"{")])
+    at = undisturbed(soaked, whole, "cleanup")
+    record = json.loads(whole[at])
+    record["nodewrap"]["swept"] = True
+    twice = [json.dumps(record).encode() + b"\n"] * 2
+    record["@timestamp"] = "2100-01-01T00:00:00.000000Z"
+    problems = verdict(soaked, renumbered([*whole, *twice, json.dumps(record).encode() + b"\n"]))
+    assert any("swept after its own cleanup" in problem for problem in problems)
+    assert any("nobody had cut the sweep short" in problem for problem in problems)
+
+
+def test_judge_sees_a_refusal_and_an_execution_without_reason_or_record(soaked, lines):
+    place = soaked.places["setuid"]
+    refused = Attempt("0" * 16, "made up", 0, 1, 202, b"nodewrap: NW-INIT: no\n")
+    problems = Verdicts(Log(b"".join(lines)), Seen({refused.nonce: refused}, {refused.nonce}, {}, []), place.judge).all()
+    assert any("executed, and on record is only []" in problem for problem in problems)
+    assert any("though nobody was killed" in problem for problem in problems)
+
+
+# ---- what it has found ----
+
+
+def test_child_that_holds_a_namespace_dies_with_who_needs_it(session):
+    """It has a copy of the id's lock and of the front's socket: the id was never free again, and the front waited for ever."""
+    need("root", "cc")
+    if os.uname().machine != "x86_64":
+        pytest.skip("nth.c knows the registers of x86-64 alone")
+    case = Case(session, Tools(session.top), "setuid/pool/batch")
+    judge = Judge(case)
+    processes = Listing(case.run("-l").lines).processes
+    holders = [process for process in processes.values() if process.role == "idmap"]
+    assert holders
+    for holder in holders:
+        parent = processes[holder.parent]
+        at = next(n for n, (order, _, _) in enumerate(parent.calls, 1) if order > holder.calls[0][0])
+        case.fresh()
+        outcome = case.run("-t", "10", *Point("k", parent.place, at).option())
+        case.sweep()
+        left = judge.left()
+        case.reset()
+        assert (outcome.hits != [], outcome.hangs, left) == (True, [], [])

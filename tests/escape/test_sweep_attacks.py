@@ -1,0 +1,241 @@
+"""What a dead run, its pilot or its payload tried against the sweep that finishes it, and got, once. Each was seen to work before it was closed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nodewrap import lease
+from tests.escape.test_launcher_attacks import owned
+from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
+from tests.integration.test_sweep import abandon
+from tests.node import alive, until
+
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def hanging(where, account):
+    """A FUSE file system of that account's on where, open to others (user_allow_other), that takes every request and answers none."""
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    options = f"fd={fuse},rootmode=40000,user_id={account.uid},group_id={account.gid},allow_other"
+    assert LIBC.mount(b"hang", os.fsencode(where), b"fuse", 0, options.encode()) == 0, os.strerror(ctypes.get_errno())
+    try:
+        request = os.read(fuse, 1 << 17)  # FUSE_INIT, answered in the shape of protocol 7.23 (include/uapi/linux/fuse.h)
+        unique = struct.unpack_from("<IIQ", request)[2]
+        os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
+        threading.Thread(target=swallow, args=(fuse,), daemon=True).start()
+        yield
+    finally:
+        LIBC.umount2(os.fsencode(where), 3)  # MNT_FORCE | MNT_DETACH: what waits gets an error
+        os.close(fuse)
+
+
+def swallow(fuse):
+    with contextlib.suppress(OSError):
+        while os.read(fuse, 1 << 17):
+            pass
+
+
+def start(node, kind, profile, *options, script="echo ready; exec sleep 600"):
+    live = node.start(kind, "/bin/sh", "-c", script, profile=profile, options=options)
+    assert live.process.stdout.readline() == b"ready\n"
+    return live
+
+
+def walkers(node):
+    """pids of walks through work directories: the launcher's processes that have the pilot's real id, but not its programs."""
+    return [pid for pid in node.launchers() if Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[:3] == [str(node.pilot.uid)] * 3]
+
+
+# ---- a pilot's directory against the other runs of the node ----
+
+
+def test_work_directory_that_hangs_keeps_no_other_run_waiting(setuid_node, home):
+    """A process that waits for FUSE's answer (or a lost NFS server) does not die of SIGKILL: the next run of anybody waited for it for ever."""
+    top = owned(home / "m", setuid_node.pilot)
+    work = owned(top / "w", setuid_node.pilot)
+    abandon(setuid_node, start(setuid_node, "log-only", "none", "--workdir", str(work)))
+    shutil.rmtree(work)
+    try:
+        with hanging(top, setuid_node.pilot):
+            for _ in range(2):
+                run = setuid_node.site.start(setuid_node.argv("log-only", ["/bin/true"]), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+                assert run.wait(8) == 0
+        until(lambda: setuid_node.sweep()[0] == 0 and not setuid_node.site.leases(), "then it is finished")
+    finally:
+        shutil.rmtree(top)
+
+
+def test_stopped_walk_of_a_dead_run_keeps_nothing_of_the_run_that_swept(setuid_node, home):
+    """The walk has the dead run's pilot's id. Stopped, it outlived its sweeper, with the lease's lock and the other pilot's --status-fd."""
+    work = owned(home / "w", setuid_node.pilot)
+    abandon(setuid_node, start(setuid_node, "log-only", "none", "--workdir", str(work)))
+    for i in range(60000):
+        (work / str(i)).symlink_to("x")
+    reader, writer = os.pipe()
+    stopped = []
+    try:
+        argv = setuid_node.argv("log-only", ["/bin/true"], "none", ["--status-fd", str(writer)])
+        run = setuid_node.site.start(argv, fds=(writer,))
+        os.close(writer)
+        stopped = until(lambda: walkers(setuid_node), "a walk")
+        for pid in stopped:
+            os.kill(pid, signal.SIGSTOP)
+        os.set_blocking(reader, True)
+        ended = threading.Event()
+        threading.Thread(target=lambda: (drain(reader), ended.set()), daemon=True).start()
+        assert run.wait(20) == 0
+        assert ended.wait(5), "somebody has --status-fd still"
+        assert not any(map(alive, stopped))
+        assert setuid_node.sweep()[0] == 0
+    finally:
+        for pid in filter(alive, stopped):
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: setuid_node.sweep()[0] == 0, "swept")
+        shutil.rmtree(work)
+
+
+def drain(fd):
+    while os.read(fd, 4096):
+        pass
+
+
+def test_directory_of_a_dead_run_is_given_back_before_its_pilot_asks_for_it_again(setuid_node, home):
+    """The check of its owner came before the sweep: the pilot who always uses one directory was refused until somebody else swept."""
+    work = owned(home / "w", setuid_node.pilot)
+    try:
+        abandon(setuid_node, start(setuid_node, "static", "none", "--workdir", str(work)))
+        ran = setuid_node.run("static", "/bin/true", profile="none", options=["--workdir", str(work)])
+        assert ran.rc == 0, ran
+    finally:
+        setuid_node.sweep()
+        shutil.rmtree(work)
+
+
+# ---- a pilot that wants its dead run never to be finished ----
+
+#: Becomes the parent of all orphans below it and never waits for one.
+ADOPT = """
+import ctypes, subprocess, sys, time
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+subprocess.Popen(sys.argv[1:])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("kind", ["log-only", "static"])
+def test_zombies_that_the_pilot_does_not_reap_are_dead(setuid_node, kind):
+    """They count as processes of their id and session until they are reaped: the account was lost, and each next run 2 s later."""
+    script = "for i in 1 2 3; do setsid sleep 600 >/dev/null 2>&1 </dev/null & done; sleep 600"
+    argv = setuid_node.argv(kind, ["/bin/sh", "-c", script], "none")
+    before = setuid_node.site.audit_size()
+    pilot = setuid_node.site.start(["/usr/bin/python3", "-I", "-c", ADOPT, *argv])
+    try:
+        until(lambda: "start" in setuid_node.actions(before), "it runs")
+        time.sleep(0.5)
+        for pid in setuid_node.launchers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        for pid in setuid_node.launchers():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        code, reports, _ = setuid_node.sweep()
+        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+        assert time.monotonic() - began < 5
+    finally:
+        pilot.kill()
+        pilot.wait()
+        setuid_node.sweep()
+
+
+@pytest.fixture
+def delegated_cgroup(setuid_node):
+    """make(name): a cgroup of the pilot's below the tests', as batch systems delegate them."""
+    (base,) = setuid_node.site.read_guard().get("cgroup") or [None]
+    if not base:
+        pytest.skip("no cgroup2 on this node")
+    made = []
+
+    def make(*names):
+        path = Path(base)
+        for name in names:
+            path = path / name
+            path.mkdir()
+            made.append(path)
+            os.chown(path, setuid_node.pilot.uid, setuid_node.pilot.gid)
+        return path
+
+    yield make
+    for path in reversed(made):
+        for below in filter(Path.is_dir, path.iterdir()):
+            below.rmdir()
+        path.rmdir()
+
+
+@pytest.mark.parametrize("names", [("..x",), ("%" * 250, "%" * 250)], ids=["dots", "long"])
+def test_cgroup_that_a_lease_cannot_name_is_not_used(setuid_node, delegated_cgroup, names):
+    """The lease said what check() of the sweep refuses: an account was lost until an administrator forgot the run."""
+    place = delegated_cgroup(*names)
+    script = f"echo $$ >{place}/cgroup.procs; exec \"$@\""
+    argv = setuid_node.argv("static", ["/bin/sleep", "600"], "batch")
+    before = setuid_node.site.audit_size()
+    run = subprocess.Popen(["/bin/sh", "-c", script, "sh", "setpriv", f"--reuid={setuid_node.pilot.uid}", f"--regid={setuid_node.pilot.gid}",
+                            f"--groups={','.join(map(str, setuid_node.pilot.groups))}", *map(str, argv)],
+                           env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    until(lambda: {"start", "error"} & set(setuid_node.actions(before)), "it runs, or is refused")
+    for pid in setuid_node.launchers():
+        os.kill(pid, signal.SIGSTOP)
+    for pid in setuid_node.launchers():
+        os.kill(pid, signal.SIGKILL)
+    run.wait()
+    code, reports, _ = setuid_node.sweep()
+    assert (code, [report["state"] for report in reports]) == (0, ["swept"]), reports
+
+
+def test_full_status_pipe_does_not_keep_the_lease_of_a_killed_launcher_alive(userns_node):
+    """The line is written by a child, which had the lease's lock and waited for ever."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"x" * 4096)
+    os.set_blocking(writer, True)
+    before = userns_node.site.audit_size()
+    argv = userns_node.argv("log-only", ["/bin/sleep", "600"], "none", ["--status-fd", str(writer)])
+    run = userns_node.site.start(argv, fds=(writer,))
+    try:
+        until(lambda: "start" in userns_node.actions(before), "it runs")
+        time.sleep(0.3)
+        run.kill()
+        run.wait()
+        time.sleep(0.3)
+        code, reports, _ = userns_node.sweep()
+        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+# ---- a policy child that wants another file removed ----
+
+
+def test_file_whose_name_a_lease_cannot_hold_is_not_written(hostile, setuid_node, home):  # noqa: F811
+    """Its name was cut in the lease, and what had the shorter name was removed by the sweep."""
+    path = owned(home / "w", setuid_node.pilot) / ("%" * 200) / ("%" * 150)
+    owned(path.parent, setuid_node.pilot)
+    assert lease._encoded("file", os.fsencode(path))[1], "it is cut"
+    ran = hostile(permit("log-only", "none", (22, [(1, str(path)), (2, b"x"), (3, 0o600), (4, 1)])))
+    assert (ran.rc, ran.out, b"NW-STATE" in ran.err) == (202, b"", True), ran
+    shutil.rmtree(home / "w")
