@@ -389,7 +389,7 @@ int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, b
 	*e = said;
 	r->unrecorded = true;
 	if (r->guard.syslog) copy_lost(r, action, why);
-	if (r->guard.audit_on_failure == NW_AUDIT_DENY) return -1;
+	if (r->guard.audit_on_failure == NW_AUDIT_DENY || r->swept) return -1; /* of a dead run there will be another try */
 	*e = (struct nw_err){ 0 }; /* tolerated: not the run's own error */
 	return 0;
 }

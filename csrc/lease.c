@@ -17,7 +17,7 @@ int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e) {
 
 /* Blocks of different sizes may overlap: the kernel tells, by locks on ranges of one file (F_OFD_SETLK, fcntl(2)). The descriptor, held
  * until we exit, -1 when somebody has one of the ids, -2 with *e. */
-static int lock_range(struct nw_run *r, int dir, uint32_t first, uint32_t size, struct nw_err *e) {
+int nwp_lock_range(struct nw_run *r, int dir, uint32_t first, uint32_t size, struct nw_err *e) {
 	struct flock range = { .l_type = F_WRLCK, .l_whence = SEEK_SET, .l_start = first, .l_len = size };
 	int fd = openat(dir, "map", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd >= 0 && fcntl(fd, F_OFD_SETLK, &range) == 0) return fd;
@@ -101,7 +101,7 @@ static int lease_block(struct nw_run *r, int dir, struct nw_err *e) {
 	for (int i = 0; i < from->n; i++)
 		for (uint64_t first = from->r[i].first; first + m->size - 1 <= from->r[i].last; first += m->size) {
 			uint32_t f = (uint32_t)first, at = m->size > 1 ? m->inside_uid : 0;
-			int range = lock_range(r, dir, f, m->size, e), got = range == -1 ? 0 : range < 0 ? -1 : !overlaps_dead(r, dir, f, m->size);
+			int range = nwp_lock_range(r, dir, f, m->size, e), got = range == -1 ? 0 : range < 0 ? -1 : !overlaps_dead(r, dir, f, m->size);
 			if (got > 0) got = lock_id(r, dir, f, m->size, f + at, e);
 			if (got <= 0) nwp_close(&range);
 			else r->range = range;
@@ -129,8 +129,24 @@ uint64_t nwp_ticks(pid_t pid) {
 	return ticks;
 }
 
+#define HANDLE_HEX (2 * MAX_HANDLE_SZ + 1)
+
+/* By which root finds a directory again wherever its owner moves it; not every file system has one. */
+static bool handle_of(int fd, uint32_t *type, char *hex) {
+	union {
+		struct file_handle h;
+		char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	} u = { .h.handle_bytes = MAX_HANDLE_SZ };
+	int mount;
+	if (name_to_handle_at(fd, "", &u.h, &mount, AT_EMPTY_PATH)) return false;
+	for (unsigned i = 0; i < u.h.handle_bytes; i++) snprintf(hex + 2 * (size_t)i, 3, "%02x", u.h.f_handle[i]);
+	*type = (uint32_t)u.h.handle_type;
+	return true;
+}
+
 static size_t compose(struct nw_run *r, char *to, size_t max) {
 	static struct nw_lease l;
+	char hex[HANDLE_HEX] = "";
 	const struct nw_decision *d = &r->decision;
 	const struct nw_identity *id = &r->id;
 	bool host_view = !(r->profile.namespaces & NW_NS_MOUNT);
@@ -145,6 +161,7 @@ static size_t compose(struct nw_run *r, char *to, size_t max) {
 	l.has_cgroup = r->cgroup[0], l.cgroup = r->cgroup;
 	l.has_work = r->work.fd >= 0, l.path = l.has_work ? r->work.path : NULL;
 	l.how = r->how, l.dev = r->work.dev, l.ino = r->work.ino, l.btime = r->work.btime;
+	l.has_handle = l.has_work && r->how == NW_CHOWN && handle_of(r->work.fd, &l.handle_type, hex), l.handle = hex;
 	for (int i = 0; host_view && i < d->files; i++) {
 		if (!nw_lease_holds(d->file[i].path)) return 0; /* cut, it would name another file */
 		if (d->file[i].temporary) l.file[l.files++] = d->file[i].path;

@@ -31,6 +31,7 @@ static const struct rule {
 	{ "lock", "u", OPTIONAL, AT(has_lock), { AT(lock) } },
 	{ "cgroup", "e", OPTIONAL, AT(has_cgroup), { AT(cgroup) } },
 	{ "work", "hUUU", OPTIONAL, AT(has_work), { AT(how), AT(dev), AT(ino), AT(btime) } },
+	{ "handle", "ue", OPTIONAL, AT(has_handle), { AT(handle_type), AT(handle) } },
 	{ "path", "e", OPTIONAL | MANY, 0, { 0 } },
 	{ "file", "e", OPTIONAL | MANY, 0, { 0 } },
 	{ "fact", "we", OPTIONAL | MANY, 0, { 0 } },
@@ -42,7 +43,7 @@ static const struct rule {
 };
 
 #define RULES (sizeof rules / sizeof *rules)
-#define READY (1u << 16)
+#define READY (1u << 17)
 
 static int bad(struct nw_err *e, const struct nw_lines *in, const char *what) {
 	return nw_fail(e, NW_INTERNAL, "NW-LEASE", "line %d: %s", in->number, what);
@@ -194,6 +195,8 @@ size_t nw_lease_write(const struct nw_lease *l, char *to, size_t max) {
 	if (l->has_work)
 		put(&o, "work %s %llu %llu %llu\n", nw_handover_name[l->how], (unsigned long long)l->dev, (unsigned long long)l->ino,
 			(unsigned long long)l->btime);
+	snprintf(key, sizeof key, "handle %u", l->handle_type);
+	if (l->has_handle) encode(&o, key, l->handle);
 	for (const char *p = l->path; p && *p;) p = encode(&o, "path", p);
 	for (int i = 0; i < l->files; i++) encode(&o, "file", l->file[i]);
 	for (int i = 0; i < l->facts; i++) {

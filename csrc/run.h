@@ -190,6 +190,7 @@ int nwp_lease_write(struct nw_run *r, struct nw_err *e);
 int nwp_lease_starting(struct nw_run *r, struct nw_err *e);
 int nwp_lease_release(struct nw_run *r);
 int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e);
+int nwp_lock_range(struct nw_run *r, int dir, uint32_t first, uint32_t size, struct nw_err *e);
 uint64_t nwp_ticks(pid_t pid);
 
 /* sweep.c: what dead runs left */
@@ -203,6 +204,7 @@ void nwp_glexec_syslog(struct nw_run *r);
 
 /* workdir.c: the caller's directories, opened once, as the caller */
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
+int nwp_look_at(struct nw_dir *d);
 int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e);
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
 int nwp_give_work(struct nw_run *r);

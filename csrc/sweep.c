@@ -82,7 +82,12 @@ static int lock_ids(struct nw_run *r, uint32_t id, struct nw_err *e) {
 	if (dir < 0) return -1;
 	snprintf(name, sizeof name, "%u", id);
 	int fd = openat(dir, name, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+	if (r->decision.mode == NW_MAP) r->range = nwp_lock_range(r, dir, r->id.first, r->id.block, e); /* from blocks of other sizes */
 	close(dir);
+	if (r->decision.mode == NW_MAP && r->range < 0) {
+		nwp_close(&fd);
+		return r->range == -2 ? -1 : nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/map: ids of the run are in use", r->guard.state);
+	}
 	if (fd < 0) return errno == ENOENT ? 0 : nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: %s", r->guard.state, name, strerror(errno));
 	for (int i = 0; i < 1000 && (busy = flock(fd, LOCK_EX | LOCK_NB)); i++) usleep(1000);
 	if (busy) {
@@ -92,6 +97,34 @@ static int lock_ids(struct nw_run *r, uint32_t id, struct nw_err *e) {
 	if (pread(fd, text, 36, 0) != 36 || strcmp(text, r->run)) close(fd);
 	else r->id.lock = fd, r->id.lock_id = id;
 	return 0;
+}
+
+/* The directory that its pilot has renamed, maybe to keep what the payload made there: by the number that the file system gave it. It wants any
+ * descriptor of that file system. -1: it is gone. -2: not to be told from here (another mount namespace, say). */
+static int by_handle(const struct nw_lease *l, bool this_boot) {
+	union {
+		struct file_handle h;
+		char room[sizeof(struct file_handle) + MAX_HANDLE_SZ];
+	} u = { .h.handle_type = (int)l->handle_type, .h.handle_bytes = (unsigned)strlen(l->handle) / 2 };
+	char path[PATH_MAX], *slash;
+	struct stat st;
+	int fd = -2;
+	if (u.h.handle_bytes > MAX_HANDLE_SZ || snprintf(path, sizeof path, "%s", l->path) >= (int)sizeof path) return -2;
+	for (unsigned i = 0; i < u.h.handle_bytes; i++) sscanf(l->handle + 2 * (size_t)i, "%2hhx", &u.h.f_handle[i]);
+	while (fd == -2 && (slash = strrchr(path, '/')) && path[1]) {
+		slash[slash == path] = 0;
+		int at = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (at >= 0 && fstat(at, &st) == 0 && (!this_boot || st.st_dev == l->dev)) fd = open_by_handle_at(at, &u.h, O_PATH | O_CLOEXEC);
+		if (fd == -1 && errno != ESTALE) fd = -2;
+		nwp_close(&at);
+	}
+	if (fd < 0 || (fstat(fd, &st) == 0 && st.st_nlink > 0)) return fd;
+	close(fd); /* removed, and in memory still */
+	return -1;
+}
+
+static bool is_leased(const struct nw_dir *d, const struct nw_lease *l, bool this_boot) {
+	return d->fd >= 0 && d->ino == l->ino && d->btime == l->btime && (!this_boot || d->dev == l->dev);
 }
 
 /* The directory that the lease means, or none: what now has its name may be anybody's. */
@@ -104,8 +137,14 @@ static int find_work(struct nw_run *r, const struct nw_lease *l, bool this_boot,
 		bool there = fstatat(AT_FDCWD, l->path, &st, AT_SYMLINK_NOFOLLOW) == 0;
 		if (there ? S_ISDIR(st.st_mode) : errno != ENOENT && errno != ENOTDIR && errno != ELOOP) return *e = gone, -1;
 	}
-	if (r->work.fd >= 0 && r->work.ino == l->ino && r->work.btime == l->btime && (!this_boot || r->work.dev == l->dev)) return 0;
+	if (is_leased(&r->work, l, this_boot)) return 0;
 	nwp_close(&r->work.fd);
+	if (l->has_handle && r->launcher->privileged) {
+		if ((r->work.fd = by_handle(l, this_boot)) == -2 || (r->work.fd >= 0 && nwp_look_at(&r->work)))
+			return nw_fail(e, NW_INTERNAL, "NW-LEASE", "%.300s cannot be found from here; sweep where its file system is mounted", l->path);
+		if (is_leased(&r->work, l, this_boot)) return 0;
+		nwp_close(&r->work.fd);
+	}
 	snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%.200s: gone, or another directory now", l->path);
 	r->tally.left = 1;
 	return 0;

@@ -2,9 +2,19 @@
  * (mount_setattr(2): on disk everything stays the pilot's, nothing to hand back), else by chown there and back. */
 #include "run.h"
 
-int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e) {
+/* Which one it is, whatever its name. */
+int nwp_look_at(struct nw_dir *d) {
 	struct statx x = { 0 };
 	struct stat st;
+	if (fstat(d->fd, &st)) return -1;
+	d->dev = st.st_dev;
+	d->ino = st.st_ino;
+	if (statx(d->fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && x.stx_mask & STATX_BTIME)
+		d->btime = (uint64_t)x.stx_btime.tv_sec * 1000000000 + x.stx_btime.tv_nsec;
+	return 0;
+}
+
+int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw_err *e) {
 	d->path = path;
 	if (!path) return 0;
 	if (nwp_as_caller(r, true) == 0) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
@@ -13,12 +23,7 @@ int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw
 	/* A sweep has not the pilot's groups. It looks at what it got before it touches it. */
 	if (d->fd < 0 && r->swept) d->fd = nwp_openat2(AT_FDCWD, path, O_PATH | O_DIRECTORY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
 	if (d->fd < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: %s; give a directory of the pilot's (no symbolic link)", path, strerror(err));
-	if (fstat(d->fd, &st)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: %s", path, strerror(errno));
-	d->dev = st.st_dev;
-	d->ino = st.st_ino;
-	if (statx(d->fd, "", AT_EMPTY_PATH, STATX_BTIME, &x) == 0 && x.stx_mask & STATX_BTIME)
-		d->btime = (uint64_t)x.stx_btime.tv_sec * 1000000000 + x.stx_btime.tv_nsec;
-	return 0;
+	return nwp_look_at(d) ? nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: %s", path, strerror(errno)) : 0;
 }
 
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e) {

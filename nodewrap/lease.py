@@ -80,6 +80,13 @@ class Work(NamedTuple):
     btime: int
 
 
+class Handle(NamedTuple):
+    """The number that the file system gave the work directory (name_to_handle_at(2)): type, and its bytes in hexadecimal."""
+
+    type: int
+    bytes: str
+
+
 @dataclass
 class Lease:
     """One run's lease; a line of docs/lease.md each. time: microseconds since 1970. A line that is absent: None, "", or no entry."""
@@ -97,6 +104,7 @@ class Lease:
     lock: int | None = None
     cgroup: str | None = None
     work: Work | None = None
+    handle: Handle | None = None
     path: str = ""
     files: list[str] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
@@ -195,8 +203,8 @@ BEFORE = {
     "run": Line(str, (_uuid,)), "boot": Line(str, (_uuid,)), "time": Line(int, (_64,)), "launcher": Line(Launcher, (str, _pid, _64)),
     "pilot": Line(Pilot, (_32, _32, _32)), "mode": Line(Mode, (_mode, str)), "id": Line(Ids, (_32, _32)), "inside": Line(Ids, (_32, _32)),
     "block": Line(Block, (_32, _32)), "account": Line(str, (_decoded,)), "lock": Line(int, (_32,)), "cgroup": Line(str, (_decoded,)),
-    "work": Line(Work, (_how, _64, _64, _64)), "path": Line(str, (_decoded,)), "file": Line(str, (_decoded,)),
-    "fact": Line(_pair, (_fact, _decoded)), "ready": Line(bool),
+    "work": Line(Work, (_how, _64, _64, _64)), "handle": Line(Handle, (_32, _decoded)), "path": Line(str, (_decoded,)),
+    "file": Line(str, (_decoded,)), "fact": Line(_pair, (_fact, _decoded)), "ready": Line(bool),
 }
 AFTER = {"keeper": Line(Process, (_pid, _64)), "init": Line(Process, (_pid, _64)), "session": Line(int, (_32,)), "starting": Line(lambda: True)}
 MANY = {"path": MAX_LINES, "file": MAX_FILES, "fact": MAX_FACTS}
@@ -295,6 +303,8 @@ def _values(lease: Lease) -> Iterator[tuple[str, Any]]:
         yield "cgroup", lease.cgroup
     if lease.work is not None:
         yield "work", lease.work
+    if lease.handle is not None:
+        yield f"handle {lease.handle.type}", lease.handle.bytes
     if lease.path:
         yield "path", lease.path
     yield from (("file", file) for file in lease.files)

@@ -27,6 +27,7 @@ account atlusr01
 lock 20001
 cgroup /sys/fs/cgroup/x%20y/nodewrap-{RUN}
 work chown 2049 131 1600000000000000000
+handle 1 0af34c
 path /scratch/%0A
 path %C3%A9/job1
 file /tmp/x509up_u20001
@@ -58,7 +59,8 @@ def from_c(c):
         lease.Pilot(c.pilot_uid, c.pilot_gid, c.pilot_pid), lease.Mode(lease.MODES[c.mode], text(c.profile)), lease.Ids(c.uid, c.gid),
         lease.Ids(c.inside_uid, c.inside_gid), lease.Block(c.first, c.size), text(c.account) if c.has_account else None,
         c.lock if c.has_lock else None, text(c.cgroup) if c.has_cgroup else None,
-        lease.Work(lease.HOWS[c.how], c.dev, c.ino, c.btime) if c.has_work else None, text(c.path), [text(c.file[i]) for i in range(c.files)],
+        lease.Work(lease.HOWS[c.how], c.dev, c.ino, c.btime) if c.has_work else None,
+        lease.Handle(c.handle_type, text(c.handle)) if c.has_handle else None, text(c.path), [text(c.file[i]) for i in range(c.files)],
         [(text(c.fact[i].key), text(c.fact[i].value)) for i in range(c.facts)],
         lease.Process(c.keeper, c.keeper_ticks) if c.has_keeper else None, lease.Process(c.init, c.init_ticks) if c.has_init else None,
         c.session if c.has_session else None, bool(c.starting),
@@ -101,6 +103,8 @@ def c_render(told):
         c.has_cgroup, c.cgroup = True, chars(told.cgroup)
     if told.work:
         c.has_work, c.how, (c.dev, c.ino, c.btime) = True, lease.HOWS.index(told.work.how), told.work[1:]
+    if told.handle:
+        c.has_handle, c.handle_type, c.handle = True, told.handle.type, chars(told.handle.bytes)
     c.files, c.facts = len(told.files), len(told.facts)
     for i, name in enumerate(told.files):
         c.file[i] = chars(name)
@@ -115,7 +119,7 @@ WORDS = [
     b"0", b"1", b"-1", b"00", b"+1", b"4294967295", b"4294967296", b"2147483647", b"2147483648", b"18446744073709551615", b"18446744073709551616",
     b"%", b"%%", b"%2", b"%20", b"%2f", b"%2F", b"%00", b"%zz", b"%C3%A9", b"%FF", b"a%", b"a%2", b"!", b"~", b"x" * 899, b"switch", b"plain", b"3",
     b"nodewrap-lease", b"ready", b"ready\nready", b"starting", b"path /x", b"file %", b"file /a\nfile /b\nfile /c\nfile /d", b"fact a b",
-    b"keeper 0 1", b"init 1 1", b"session 1", b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(), RUN.encode()[:-1],
+    b"keeper 0 1", b"init 1 1", b"handle 1 00", b"session 1", b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(), RUN.encode()[:-1],
     b"%0A", b"work idmap 1 2 3", b"cgroup /", b"account x", b"a " * 40,
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "move", "drop", "insert", "grow"]), st.integers(0, 10**6),
@@ -166,7 +170,8 @@ told_leases = st.builds(
     launcher=st.builds(lease.Launcher, names, pids, big), pilot=st.builds(lease.Pilot, ids, ids, ids),
     mode=st.builds(lease.Mode, st.sampled_from(lease.MODES), names), id=st.builds(lease.Ids, ids, ids), inside=st.builds(lease.Ids, ids, ids),
     block=st.builds(lease.Block, ids, ids), account=st.none() | short, lock=st.none() | ids, cgroup=st.none() | short,
-    work=st.none() | st.builds(lease.Work, st.sampled_from(lease.HOWS), big, big, big), path=anything, files=st.lists(short, max_size=4),
+    work=st.none() | st.builds(lease.Work, st.sampled_from(lease.HOWS), big, big, big),
+    handle=st.none() | st.builds(lease.Handle, ids, short), path=anything, files=st.lists(short, max_size=4),
     facts=st.lists(st.tuples(st.sampled_from(sorted(FACTS)), short), max_size=8),
 )
 

@@ -218,27 +218,74 @@ def test_a_line_that_was_being_appended_at_the_death_counts_as_not_written(setui
     assert is_clean(setuid_node)
 
 
-@pytest.mark.parametrize("moved", ["renamed", "replaced", "removed", "link"])
-def test_a_directory_that_is_not_the_leased_one_any_more_is_left_alone_and_named(setuid_node, work, moved):
-    live = start(setuid_node, "static", "none", "--workdir", str(work), script="echo x >out; echo ready; sleep 60")
+@pytest.fixture
+def aside(work):
+    """Another name for the work directory."""
+    path = work.with_name("aside")
+    yield path
+    subprocess.run(["rm", "-rf", path], check=True)
+
+
+KEPT = "echo x >out; cp /bin/true tool; chmod 4755 tool; echo ready; sleep 60"
+
+
+@pytest.mark.parametrize("behind", ["nothing", "directory", "link"])
+def test_a_pilot_that_renames_the_directory_of_its_dead_run_keeps_nothing_of_the_payloads(setuid_node, work, aside, behind):
+    """A set-id program there would be the account's, which the next payload gets. What has the old name now is not touched."""
+    live = start(setuid_node, "static", "none", "--workdir", str(work), script=KEPT)
     abandon(setuid_node, live)
-    aside, before = work.with_name("aside"), setuid_node.site.audit_size()
+    (account,) = {path.stat().st_uid for path in (work, work / "tool")}
     work.rename(aside)
-    if moved == "replaced":
+    if behind == "directory":
         work.mkdir()
-        os.chown(work, setuid_node.uids().pop(), -1)
-    elif moved == "link":
+        os.chown(work, account, -1)
+    elif behind == "link":
         work.symlink_to("/etc")
-    elif moved == "removed":
-        subprocess.run(["rm", "-rf", aside], check=True)
     owner = work.lstat().st_uid if os.path.lexists(work) else None
     assert setuid_node.sweep()[0] == 0
-    records = setuid_node.site.records(before)
+    assert {path.stat().st_uid for path in (aside, aside / "out", aside / "tool")} == {setuid_node.pilot.uid}
+    assert (aside / "tool").stat().st_mode & 0o7000 == 0
     assert (work.lstat().st_uid if os.path.lexists(work) else None) == owner
-    assert str(work) in records[-1]["nodewrap"]["cleanup"]["left_paths"][0]
     assert is_clean(setuid_node)
-    subprocess.run(["rm", "-rf", aside, work], check=True)
+    if behind == "link":
+        work.unlink()
+
+
+def test_a_directory_that_is_gone_is_named_in_the_record(setuid_node, work):
+    live = start(setuid_node, "static", "none", "--workdir", str(work), script=KEPT)
+    abandon(setuid_node, live)
+    subprocess.run(["rm", "-rf", work], check=True)
+    before = setuid_node.site.audit_size()
+    assert setuid_node.sweep()[0] == 0
+    assert str(work) in setuid_node.site.records(before)[-1]["nodewrap"]["cleanup"]["left_paths"][0]
+    assert is_clean(setuid_node)
+
+
+@pytest.fixture
+def scratch(home, session):
+    """A work directory on a file system of its own."""
+    top = home / "scratch"
+    top.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", top], check=True)
+    work = top / "work"
     work.mkdir()
+    os.chown(work, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
+    yield work
+    subprocess.run(["umount", top], check=True)
+    top.rmdir()
+
+
+def test_a_directory_that_is_not_seen_from_the_sweeps_mount_namespace_keeps_its_lease(setuid_node, scratch):
+    """An epilogue in a job's namespace without the job's scratch: the account is not free while files there are the payload's."""
+    live = start(setuid_node, "static", "none", "--workdir", str(scratch), script=KEPT)
+    abandon(setuid_node, live)
+    sweeper = setuid_node.site.prefix / "libexec/nodewrap/nodewrap-sweep"
+    hidden = f"umount {scratch.parent} && exec {sweeper}"
+    ran = subprocess.run(["unshare", "--mount", "/bin/sh", "-c", hidden], capture_output=True, check=False, timeout=60)
+    assert (ran.returncode, json.loads(ran.stdout)["state"]) == (1, "left"), ran
+    assert setuid_node.site.leases()
+    assert setuid_node.sweep()[0] == 0
+    assert (scratch / "out").stat().st_uid == setuid_node.pilot.uid
 
 
 def test_after_a_reboot_files_and_records_are_finished_and_no_process_is_looked_for(setuid_node, work):
