@@ -83,11 +83,11 @@ def test_a_suspended_front_suspends_the_payload_and_continues_it(request, launch
         node.open_guard(cgroup=None)
     live = node.start(kind, *python(LETTERS), profile=profile)
     until(lambda: said(live, 0.2) == ALL, "all of the payload runs")
-    for _ in range(2):
-        assert as_pilot(node, "kill", f"-{stop}", str(live.process.pid)) == 0
-        until(lambda: not said(live, 0.3) & who, "they stop", 3)
-        assert as_pilot(node, "kill", "-CONT", str(live.process.pid)) == 0
-        until(lambda: said(live, 0.2) == ALL, "and go on", 3)
+    assert as_pilot(node, "kill", f"-{stop}", str(live.process.pid)) == 0
+    until(lambda: not said(live, 0.3) & who, "they stop", 3)
+    assert not said(live, 1) & who, "and stay so"
+    assert as_pilot(node, "kill", "-CONT", str(live.process.pid)) == 0
+    until(lambda: said(live, 0.2) == ALL, "and go on", 3)
     ended(live)
 
 
