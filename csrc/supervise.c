@@ -113,8 +113,10 @@ static void hold(const struct nw_run *r, int sig) {
 /* A signal for the payload, or NW_PILOT_DIED: done, or passed on to who can do it. ESRCH: it has just ended, which is about to be told. */
 static void order(struct nw_run *r, unsigned char what) {
 	if (r->role == NW_FRONT) send(r->keeper, &what, 1, MSG_NOSIGNAL);
-	else if (what == NW_PILOT_DIED) kill_all(r, "pilot");
-	else nwp_pidfd_signal(r->payload_fd, what);
+	else if (what == NW_PILOT_DIED) {
+		kill_all(r, "pilot");
+		if (getppid() == r->front_pid) kill(r->front_pid, SIGCONT); /* a stopped one nobody would let go to its end any more */
+	} else nwp_pidfd_signal(r->payload_fd, what);
 }
 
 static void obey(struct nw_run *r) {

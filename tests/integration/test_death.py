@@ -67,10 +67,11 @@ def children(pid):
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-#: The pilot starts its argument and exits when its stdin ends; its own stdin is the payload's only when that is a terminal.
+#: The pilot starts its arguments, in a session of their own when the first one says so (as PanDA's does), and exits when its stdin ends. Its own
+#: stdin is the payload's only when that is a terminal.
 PILOT = """
 import os, subprocess, sys
-subprocess.Popen(sys.argv[1:], stdin=None if os.isatty(0) else subprocess.DEVNULL)
+subprocess.Popen(sys.argv[2:], stdin=None if os.isatty(0) else subprocess.DEVNULL, start_new_session=sys.argv[1] == "apart")
 try:
     sys.stdin.read()
 except OSError:
@@ -81,12 +82,12 @@ except OSError:
 class Run:
     """A payload below a pilot of its own. pilot: Popen; front, keeper (None without one), init, payload: pids."""
 
-    def __init__(self, node, kind, profile, command, options=(), **more):
+    def __init__(self, node, kind, profile, command, options=(), apart="", **more):
         argv = [os.fspath(word) for word in node.argv(kind, command, profile, options)]
         self.node, self.kind, self.profile = node, kind, profile
         self.before = node.site.audit_size()
         pipe = subprocess.PIPE
-        self.pilot = node.site.start(python(PILOT, *argv), **{"stdin": pipe, "stdout": pipe, "stderr": pipe, **more})
+        self.pilot = node.site.start(python(PILOT, apart, *argv), **{"stdin": pipe, "stdout": pipe, "stderr": pipe, **more})
         self.node.pilots.append(self.pilot)
         assert self.pilot.stdout.readline() == b"ready\n", self.pilot.communicate(timeout=10)
         (self.front,) = children(self.pilot.pid)
@@ -152,6 +153,16 @@ def test_the_launcher_is_told_to_end_stopped_and_killed(case):
 
 def test_the_pilot_is_killed(case):
     run = case()
+    run.signal(run.pilot.pid, "KILL")
+    run.must_be_over("pilot")
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case[0] == "setuid"], indirect=True, ids="-".join)
+def test_the_pilot_stops_the_launcher_and_is_killed(case):
+    """Nobody would continue the front any more: it neither sees its pilot's death nor may it stay as the pilot's orphan."""
+    run = case(apart="apart")
+    run.signal(run.front, "STOP")
+    time.sleep(0.3)
     run.signal(run.pilot.pid, "KILL")
     run.must_be_over("pilot")
 
