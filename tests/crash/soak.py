@@ -35,6 +35,7 @@ PAYLOAD = "nw-soak"
 CGROUPS = Path("/sys/fs/cgroup/unified" if Path("/sys/fs/cgroup/unified/cgroup.procs").exists() else "/sys/fs/cgroup")
 HANG_S = 120
 SETTLE_S = 20
+HELPER_S = 12  # csrc/cleanup.c, PATIENCE_MS
 MIB = 1 << 20
 VAR_MIB, WORK_MIB = 192, 256
 #: Places of a soak's ids: others than those of tests.site and tests.node.
@@ -118,6 +119,14 @@ def leases_of(pid):
                 name = os.path.basename(os.readlink(fd.path))
                 found |= {name.split(".")[0]} if ".lease" in name else set()
     return found
+
+
+def removed(group):
+    try:
+        group.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def sweeps(pid):
@@ -471,9 +480,11 @@ class Soak:
         for line in self.places[plan.launcher].work_problems(work, plan.nonce):
             self.violation(plan, line)
         if group:
-            try:
-                group.rmdir()
-            except OSError:
+            # At once, unless a kill has left a helper that ends by itself: it holds the locks of what it still does.
+            end = time.monotonic() + (HELPER_S if self.seen.attempts[plan.nonce].kills else 0)
+            while not removed(group) and time.monotonic() < end:
+                time.sleep(0.05)
+            if group.exists():
                 held = [(pid, comm(int(pid))) for path in group.rglob("cgroup.procs") for pid in path.read_text().split()]
                 self.violation(plan, f"left in its cgroup: {held}, {[path.name for path in group.iterdir() if path.is_dir()]}")
         subprocess.run(["rm", "-rf", "--", work], check=True)
