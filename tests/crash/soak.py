@@ -37,7 +37,7 @@ HANG_S = 120
 SETTLE_S = 20
 HELPER_S = 12  # csrc/cleanup.c, PATIENCE_MS
 MIB = 1 << 20
-VAR_MIB, WORK_MIB = 192, 256
+VAR_MIB, WORK_MIB = 320, 384
 #: Places of a soak's ids: others than those of tests.site and tests.node.
 FIRST_ACCOUNT = 80000 + os.getpid() % 100 * 100
 FIRST_BLOCK, BLOCKS = 1200000000 + os.getpid() % 100 * 32 * BLOCK, 32
@@ -477,17 +477,29 @@ class Soak:
 
     def finished(self, plan, work, group):
         """All of it must be over: no process, the directory the pilot's."""
-        for line in self.places[plan.launcher].work_problems(work, plan.nonce):
+        # At once, unless a kill has left a helper that ends by itself: it holds the locks of what it still does.
+        end = time.monotonic() + (HELPER_S if self.seen.attempts[plan.nonce].kills else 0)
+        while (problems := self.unfinished(plan, work, group)) and time.monotonic() < end:
+            time.sleep(0.05)
+        for line in problems:
             self.violation(plan, line)
-        if group:
-            # At once, unless a kill has left a helper that ends by itself: it holds the locks of what it still does.
-            end = time.monotonic() + (HELPER_S if self.seen.attempts[plan.nonce].kills else 0)
-            while not removed(group) and time.monotonic() < end:
-                time.sleep(0.05)
-            if group.exists():
-                held = [(pid, comm(int(pid))) for path in group.rglob("cgroup.procs") for pid in path.read_text().split()]
-                self.violation(plan, f"left in its cgroup: {held}, {[path.name for path in group.iterdir() if path.is_dir()]}")
         subprocess.run(["rm", "-rf", "--", work], check=True)
+
+    def unfinished(self, plan, work, group):
+        """What is not as it must be at the end, as lines. The cgroup goes as soon as it is empty."""
+        found = self.places[plan.launcher].work_problems(work, plan.nonce)
+        if group and group.exists() and not removed(group):
+            held = [(pid, comm(int(pid))) for path in group.rglob("cgroup.procs") for pid in path.read_text().split()]
+            found.append(f"left in its cgroup: {held}, {[path.name for path in group.iterdir() if path.is_dir()]}")
+        return found
+
+    def tidy_on(self):
+        """What died a while ago, and has been finished by somebody, need not wait for the end; what has not is judged then."""
+        while not self.stop.wait(1):
+            for entry in [entry for entry in self.pending if self.seen.attempts[entry[0].nonce].ended < time.time() - SETTLE_S]:
+                if not self.unfinished(*entry):
+                    self.pending.remove(entry)
+                    subprocess.run(["rm", "-rf", "--", entry[1]], check=True)
 
     def violation(self, plan, line):
         text = f"VIOLATION seed {self.seed} {plan}: {line}"
@@ -570,7 +582,8 @@ class Soak:
     def run(self, seconds):
         """So long, then all is let end."""
         began = time.monotonic()
-        threads = [threading.Thread(target=self._guarded, args=(work,)) for work in [self.slot] * self.slots + [self.sweep_on, self.fill_on]]
+        beside = [self.sweep_on, self.fill_on, self.tidy_on]
+        threads = [threading.Thread(target=self._guarded, args=(work,)) for work in [self.slot] * self.slots + beside]
         for thread in threads:
             thread.start()
         while (left := began + seconds - time.monotonic()) > 0 and not self.stop.wait(min(10, left)):
