@@ -6,4 +6,6 @@ points.py   points, what they are called, which are worth trying
 cases.py    a launcher, a kind and a profile, ready to be run again and again
 judge.py    the invariants
 matrix.py   ``python -m tests.crash.matrix``: chooses points, has them tried by worker.py, counts
+soak.py     ``python -m tests.crash.soak``: many runs at once, everything killed at random, disks full; with soak.c as payload
+evidence.py what the audit log of a soak must say
 """
