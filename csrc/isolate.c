@@ -78,7 +78,8 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 		_exit(124); /* the launcher is gone: read() saw the end of its socket */
 	/* Real root keeps the pilot from signalling init; without privilege init is root, or the one mapped id, of its namespace. */
 	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))) _exit(124);
-	if (prctl(PR_SET_DUMPABLE, 0) || nwp_build_root(r, &m.err)) {
+	bool bad = prctl(PR_SET_DUMPABLE, 0) && nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
+	if (bad || nwp_build_root(r, &m.err)) {
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
