@@ -53,7 +53,7 @@ static bool next(FILE *f, long long *n) {
 /* Queues are files of a file system that need not be mounted: root sees them all the same, the userns launcher only where they are. */
 static int open_queues(const struct nw_run *r) {
 	if (!r->launcher->privileged) return open("/dev/mqueue", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int fs = fsopen("mqueue", FSOPEN_CLOEXEC), bad = fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+	int fs = fsopen("mqueue", FSOPEN_CLOEXEC), bad = fs < 0 || fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
 	int mnt = bad ? -1 : fsmount(fs, FSMOUNT_CLOEXEC, 0), dir = mnt < 0 ? -1 : openat(mnt, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	nwp_close(&fs);
 	nwp_close(&mnt);
@@ -117,8 +117,14 @@ static int remove_object(const struct kind *k, int id) {
 	return k == &kinds[0] ? shmctl(id, IPC_RMID, NULL) : k == &kinds[1] ? semctl(id, 0, IPC_RMID) : msgctl(id, IPC_RMID, NULL);
 }
 
+/* What is not there, or not for us, holds nothing of ours; else we are short of something, and all is to be done again. */
+static void must(bool there) {
+	if (!there && errno != ENOENT && errno != ENODEV && errno != EACCES && errno != EPERM) _exit(1);
+}
+
 static void clean_table(const struct job *j, const struct kind *k) {
 	FILE *f = open_table(k);
+	must(f);
 	for (long long n[COLUMNS]; next(f, n);) {
 		bool ours = n[k->uid] >= j->first && n[k->uid] <= j->last;
 		for (int i = k->time; i <= k->ctime; i++) ours &= j->whole || !n[i] || n[i] >= j->since / NS; /* used before: it was there */
@@ -181,6 +187,7 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	static const char *const dirs[] = { "/dev/shm", "/tmp", "/var/tmp" };
 	bool ipc = !(r->profile.namespaces & NW_NS_IPC), files = !(r->profile.namespaces & NW_NS_MOUNT), in = r->userns >= 0;
 	int queues = ipc ? open_queues(r) : -1;
+	must(!ipc || queues >= 0);
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != j->by) _exit(1);
@@ -192,6 +199,7 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	bool stuck = r->how == NW_CHOWN && (r->work.fd < 0 || j->tally->left);
 	for (int i = 0; files && !stuck && i < 3; i++) {
 		int dir = open(dirs[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		must(dir >= 0);
 		if (dir >= 0) clean_dir(j, dir, i == 0);
 	}
 	if (j->whole && r->launcher->privileged && r->decision.mode == NW_SWITCH) clear_keys(j->tally);
