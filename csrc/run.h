@@ -256,7 +256,7 @@ int nwp_sweep_uid(uid_t uid, gid_t gid);
 struct nw_walk {
 	const char *top; /* absolute path of the tree, for links that name it */
 	bool neutralise; /* remove what leads out, strip setuid bits */
-	bool chown;
+	bool chown, last_try;      /* the last: give back directories in which something had to be left, too */
 	bool remove;               /* everything of first..last goes; what is not theirs stays */
 	const struct stat *keep;   /* and this one file, or NULL */
 	uid_t first, last, to_uid; /* chown what belongs to first..last */

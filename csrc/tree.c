@@ -123,6 +123,7 @@ static int push(struct walk *w, const struct stat *st) {
 static int enter(struct walk *w, int pinned, const char *name, const struct stat *st) {
 	bool closed = (st->st_mode & 0700) != 0700 && (!w->want->remove || ours(w, st)) && set_mode(pinned, (st->st_mode & 0777) | 0700);
 	int fd = closed ? -1 : openat(pinned, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 && errno == EACCES && w->want->chown && st->st_uid == w->want->to_uid) return -1; /* given by a walk before, with all in it */
 	if (fd < 0 || push(w, st)) {
 		left(w, name);
 		nwp_close(&fd);
@@ -130,13 +131,20 @@ static int enter(struct walk *w, int pinned, const char *name, const struct stat
 	return fd;
 }
 
+/* Done with a directory. One in which something was left is kept, so that the next walk can still enter it. */
+static void finish(struct walk *w, int dir) {
+	struct stat st;
+	if (fstat(dir, &st)) left(w, ".");
+	else if (w->want->last_try || !w->stack[w->depth - 1].stays) give(w, dir, ".", &st);
+	close(dir);
+}
+
 /* Back up by "..": nobody moves directories any more, and the inode proves it. */
 static int leave(struct walk *w, int dir) {
 	int up = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	struct level *l;
 	struct stat st;
-	if (fstat(dir, &st) == 0) give(w, dir, ".", &st);
-	close(dir);
+	finish(w, dir);
 	w->depth--;
 	l = &w->stack[w->depth - 1];
 	l->stays |= l[1].stays;
@@ -207,7 +215,6 @@ static int rest_of(struct walk *w, int dir) {
 	static _Alignas(8) char buffer[32768];
 	struct level *l = &w->stack[w->depth - 1];
 	int last = w->want->remove ? 2 : 1;
-	struct stat st;
 	long n;
 	if (!w->stack) return -1; /* for the analyser: nwp_tree has pushed the top */
 	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && l->pass < last && (dir = again(dir)) >= 0)) {
@@ -226,15 +233,14 @@ static int rest_of(struct walk *w, int dir) {
 	if (n < 0 || dir < 0) left(w, ".");
 	if (dir < 0) return -1;
 	if (w->depth > 1) return leave(w, dir);
-	if (fstat(dir, &st) == 0) give(w, dir, ".", &st);
-	close(dir);
+	finish(w, dir);
 	return -1;
 }
 
 void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 	struct walk w = { want, t, NULL, 0, 0 };
 	struct stat st;
-	int dir = fstat(root, &st) ? -1 : enter(&w, root, ".", &st); /* the payload may have closed the top as well */
+	int dir = fstat(root, &st) ? (left(&w, "."), -1) : enter(&w, root, ".", &st); /* the payload may have closed the top as well */
 	while (dir >= 0) dir = rest_of(&w, dir);
 	free(w.stack);
 }

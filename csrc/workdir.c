@@ -89,13 +89,13 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
  * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
-static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, pid_t us, int out) {
+static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, bool last, pid_t us, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
 	bool inside = r->userns >= 0 && chown;
 	uid_t pilot = inside ? 0 : r->caller.uid, payload = inside ? id->inside_uid : id->uid;
 	gid_t pilots = inside ? 0 : r->caller.gid, payloads = inside ? id->inside_gid : id->gid;
-	struct nw_walk w = { .top = d->path, .neutralise = !to_payload, .chown = chown };
+	struct nw_walk w = { .top = d->path, .neutralise = !to_payload, .chown = chown, .last_try = last };
 	w.first = to_payload ? pilot : inside ? 1 : id->first;
 	w.last = to_payload ? pilot : inside ? 65535 : id->first + id->block - 1;
 	w.to_uid = to_payload ? payload : pilot;
@@ -108,12 +108,12 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
-static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload) {
+static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, bool last) {
 	struct nw_tally t, *sum = &r->tally;
 	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
 	pid_t us = getpid(), p = fork();
-	if (p == 0) walk(r, d, chown, to_payload, us, fd[1]);
+	if (p == 0) walk(r, d, chown, to_payload, last, us, fd[1]);
 	close(fd[1]);
 	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
@@ -132,7 +132,7 @@ static int walk_work(struct nw_run *r, bool chown, bool to_payload) {
 	for (int i = 0; i < 2 && (bad || t->left); i++) {
 		t->entries = t->left = 0;
 		memset(t->left_path, 0, sizeof t->left_path);
-		bad = run_walk(r, &r->work, chown, to_payload);
+		bad = run_walk(r, &r->work, chown, to_payload, i == 1);
 	}
 	return bad;
 }
