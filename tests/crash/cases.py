@@ -120,6 +120,7 @@ class Case:
     def fresh(self):
         """A new nonce, and a work directory as a pilot prepares it."""
         self.nonce = secrets.token_hex(8)
+        self.forget_ipc()
         if self.work.is_symlink() or self.work.exists():
             shutil.rmtree(self.work)
         given = self.work / "given"
@@ -226,6 +227,24 @@ class Case:
         while self.processes():
             time.sleep(0.01)
         self.node.forget()
+        self.forget_ipc()
+
+    def in_tmp(self, pattern, owns):
+        """Files in /tmp whose owner is so. Other workers' come and go."""
+        found = []
+        for path in Path("/tmp").glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                found += [path] * owns(path.lstat().st_uid)
+        return found
+
+    def forget_ipc(self):
+        """What payloads under the pilot's own id left in the kernel and in /tmp, or any after a violation."""
+        for path in self.in_tmp("nw-crash-*", self.owns):
+            path.unlink()
+        for kind, option, uid in (("shm", "-m", 9), ("sem", "-s", 6), ("msg", "-q", 9)):
+            for line in Path("/proc/sysvipc", kind).read_text().splitlines()[1:]:
+                if self.owns(int(line.split()[uid])):
+                    subprocess.run(["ipcrm", option, line.split()[1]], check=False)
 
 
 def drained(fd):

@@ -92,8 +92,19 @@ class Judge:
         found += [f"id {path.name} held" for path in (case.site.state / "ids").glob("*") if self._held(path)]
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()  # anybody's, with any bytes
         found += [f"mount {line}" for line in mounts if f" {case.session.top}/" in line]
-        found += [f"file {path}" for path in Path("/tmp").glob("x509up_u*.glexec.*") if case.owns(path.lstat().st_uid)]
-        return found
+        found += [f"file {path}" for path in case.in_tmp("x509up_u*.glexec.*", case.owns)]
+        return found + self._outlived()
+
+    def _outlived(self):
+        """What outlives processes, of ids that only payloads have. Of the pilot's own id nothing is anybody's for certain."""
+        mine = self.case.in_tmp("nw-crash-*", self._payloads)
+        for kind, uid in (("shm", 9), ("sem", 6), ("msg", 9)):
+            lines = Path("/proc/sysvipc", kind).read_text().splitlines()[1:]
+            mine += [f"{kind} {line.split()[1]}" for line in lines if self._payloads(int(line.split()[uid]))]
+        return [f"outlived: {thing}" for thing in mine]
+
+    def _payloads(self, uid):
+        return self.case.owns(uid) and uid != self.case.pilot.uid
 
     def _held(self, path):
         """An id is held by a lock, or by a dead run that has a lease: what died between the two had nothing yet (csrc/lease.c, claimed)."""

@@ -5,6 +5,7 @@
 --sample N          N of these, chosen by --seed
 --phases            all kills of the phases lease -> exec and kill -> release, of one kind per launcher
 --only CASE POINT   one point again, as a violation prints it: setuid/static/batch k:0.3:120 (see points.py)
+--again FILE        the points of the violations in that output of before
 --list CASE         the processes and calls of a run
 --case GLOB         these cases only      --kills, --faults   these points only      --roles A,B   these processes only
 """
@@ -25,7 +26,7 @@ import threading
 import time
 
 from tests.crash.cases import CASES
-from tests.crash.points import Listing, text_of
+from tests.crash.points import Listing, parse, text_of
 
 #: One kind per launcher whose every point of the two phases that matter most is tried each time; chown is the one with most to undo.
 PHASES = {"setuid/static/batch": ("lease", "kill"), "userns/map/batch": ("lease", "kill")}
@@ -154,6 +155,7 @@ def parsed(argv):
     parser.add_argument("--sample", type=int, default=0, metavar="N")
     parser.add_argument("--phases", action="store_true")
     parser.add_argument("--only", nargs=2, metavar=("CASE", "POINT"))
+    parser.add_argument("--again", metavar="FILE")
     parser.add_argument("--list", metavar="CASE", choices=CASES)
     parser.add_argument("--case", default="*", metavar="GLOB")
     parser.add_argument("--kills", action="store_true")
@@ -164,12 +166,18 @@ def parsed(argv):
     return parser.parse_args(argv)
 
 
+def violations(path):
+    """(case, points) of the lines that Tally printed."""
+    with open(path, encoding="utf-8") as lines:
+        found = {tuple(line.split()[2:4]) for line in lines if line.startswith("VIOLATION")}
+    return [(case, parse(text)) for case, text in sorted(found)]
+
+
 def attempt(pool, asked):
     """Everything that was asked for -> Tally."""
     tally = Tally()
-    if asked.only:
-        case, point = asked.only
-        tasks = [{"case": case, "points": [point]}]
+    if asked.only or asked.again:
+        tasks = chunks(violations(asked.again) if asked.again else [(asked.only[0], parse(asked.only[1]))])
     else:
         cases = [case for case in CASES if fnmatch.fnmatch(case, asked.case)]
         tasks = chunks(chosen(listings(pool, cases), asked))

@@ -21,7 +21,7 @@ from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.crash.points import parse, syscall_names, text_of
 from tests.site import Session
 
-CLONE_NEWPID, CLONE_NEWNS, PR_SET_PDEATHSIG = 0x20000000, 0x00020000, 1
+CLONE_NEWPID, CLONE_NEWIPC, CLONE_NEWNS, PR_SET_PDEATHSIG = 0x20000000, 0x08000000, 0x00020000, 1
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -101,6 +101,8 @@ def work(session):
         for text in task.get("points", ()):
             print(json.dumps({"case": task["case"], "point": text, **worker.attempt(parse(text))}), flush=True)
         print(json.dumps({"done": True}), flush=True)
+    if worker.case:
+        worker.case.forget_ipc()
 
 
 def ending(function, *words):
@@ -128,7 +130,7 @@ def inside(session):
 
 
 def outside(session):
-    if LIBC.unshare(CLONE_NEWPID | CLONE_NEWNS):
+    if LIBC.unshare(CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     os.waitpid(ending(inside, session), 0)
 
