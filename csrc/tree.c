@@ -248,5 +248,10 @@ void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
 /* What somebody left in a directory that others share. In a process that has the rights of the owner and no more (I8). */
 void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep, struct nw_tally *t) {
 	struct nw_walk w = { .top = "", .remove = true, .keep = keep, .first = first, .last = last };
+	struct nw_tally was = *t;
+	nwp_tree(dir, &w, t);
+	if (t->left == was.left) return;
+	was.removed = t->removed;
+	*t = was; /* a second chance: a shortage may have passed */
 	nwp_tree(dir, &w, t);
 }
