@@ -66,9 +66,11 @@ class Pool:
                 raise RuntimeError(f"a worker died: {answer['died']}")
             yield answer
 
-    def close(self):
-        """Each takes back its session."""
+    def close(self, at_once):
+        """Each takes back its session, when it has done its last task or at once."""
         for worker in self.workers:
+            if at_once:
+                worker.terminate()
             worker.stdin.close()
         for worker in self.workers:
             worker.wait(120)
@@ -191,14 +193,15 @@ def main(argv=None):
     if os.geteuid() != 0 or os.uname().machine != "x86_64":
         sys.exit("the crash matrix needs root and an x86-64 machine")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    pool = Pool(1 if asked.only or asked.list else asked.workers)
+    pool, done = Pool(1 if asked.only or asked.list else asked.workers), False
     try:
         if asked.list:
             show(listings(pool, [asked.list])[asked.list])
             return 0
         tally = attempt(pool, asked)
+        done = True
     finally:
-        pool.close()
+        pool.close(at_once=not done)
     print(tally.summary(), flush=True)
     return 1 if tally.bad else 0
 

@@ -138,9 +138,12 @@ def outside(session):
 def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     session = Session()
+    worker = ending(outside, session)
     try:
-        os.waitpid(ending(outside, session), 0)
+        os.waitid(os.P_PID, worker, os.WEXITED | os.WNOWAIT)
     finally:
+        os.kill(worker, signal.SIGKILL)  # when we are to end at once; it is our child, ended or not
+        os.waitpid(worker, 0)
         session.close()
 
 
