@@ -45,7 +45,7 @@ int main(int argc, char **argv) {
 	}
 	if (dir < 0 || (geteuid() == 0 && nwp_keep_chown(uid, gid, w.chown))) return 3;
 	uint64_t began = now_us();
-	if (w.remove) nwp_remove_owned(dir, w.first, w.last, &t);
+	if (w.remove) nwp_remove_owned(dir, w.first, w.last, NULL, &t);
 	else nwp_tree(dir, &w, &t);
 	print("us", now_us() - began);
 	print("peak_kib", peak_kib());
