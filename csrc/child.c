@@ -138,7 +138,7 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 }
 
 /* The child's side of fork: nothing of ours, nothing of the caller's, its own ids, no way back, then the interpreter. */
-static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, const void *filter, size_t len) {
+static void __attribute__((noreturn)) become_child(struct nw_run *r, pid_t us, int sock, const void *filter, size_t len) {
 	const struct nw_guard *g = &r->guard;
 	const struct {
 		int resource;
@@ -155,7 +155,7 @@ static void __attribute__((noreturn)) become_child(struct nw_run *r, int sock, c
 	for (size_t i = 0; i < sizeof limit / sizeof *limit; i++)
 		if (setrlimit(limit[i].resource, &(struct rlimit){ limit[i].max, limit[i].max })) _exit(114);
 	if (nwp_drop_bounding() || (r->launcher->privileged && nwp_become(g->child_uid, g->child_gid, false))) _exit(115);
-	if (nwp_keep_caps(0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() == 1) _exit(116);
+	if (nwp_keep_caps(0) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(116);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL)) _exit(117);
 	if (nw_lock(filter, len)) _exit(118);
 	execve(g->python, argv, env);
@@ -167,6 +167,7 @@ static int spawn(struct talk *t, struct nw_err *e) {
 	uid_t owner = nwp_trusted_owner(r);
 	char policy[2 * NW_PATH], lock[2 * NW_PATH];
 	const char *const must[] = { r->guard.python, r->guard.script, policy, lock };
+	pid_t us = getpid();
 	int pair[2], fd;
 	void *filter;
 	size_t len;
@@ -181,7 +182,7 @@ static int spawn(struct talk *t, struct nw_err *e) {
 		free(filter);
 		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "cannot start the policy child: %s", strerror(errno));
 	}
-	if (t->pid == 0) become_child(r, pair[1], filter, len);
+	if (t->pid == 0) become_child(r, us, pair[1], filter, len);
 	free(filter);
 	close(pair[1]);
 	t->sock = pair[0];

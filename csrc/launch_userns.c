@@ -3,5 +3,6 @@
 
 int main(int argc, char **argv) {
 	static const struct nw_launcher userns = { "userns", false };
+	nwp_unprivileged();
 	return nwp_main(&userns, argc, argv);
 }

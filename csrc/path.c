@@ -10,7 +10,7 @@ uid_t nwp_trusted_owner(const struct nw_run *r) {
 
 int nwp_check_trusted(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e) {
 	if (fstat(fd, st)) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot be examined: %s", path, strerror(errno));
-	if (st->st_uid != 0 && st->st_uid != owner)
+	if (st->st_uid != 0 && st->st_uid != owner && !(nwp_unmapped && st->st_uid == nwp_unmapped))
 		return nw_fail(e, NW_INTERNAL, "NW-PATH-OWNER", "%s: \"%s\" belongs to uid %u, not to root; chown it or move the file", path, part,
 			st->st_uid);
 	if (S_ISLNK(st->st_mode)) return 0; /* a link's own mode means nothing; its directory has been checked */

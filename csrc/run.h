@@ -178,6 +178,8 @@ int nwp_as_caller(const struct nw_run *r, bool on);
 int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e);
 int nwp_check_trusted(int fd, uid_t owner, const char *path, const char *part, struct stat *st, struct nw_err *e);
 char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, struct nw_err *e);
+extern uid_t nwp_unmapped; /* id of what has none in this user namespace and counts as root's; 0: nothing does */
+void nwp_unprivileged(void);
 int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 uid_t nwp_trusted_owner(const struct nw_run *r);
 

@@ -40,9 +40,38 @@ int nwp_write_file(const char *path, const char *text) {
 	return w == (ssize_t)strlen(text) ? 0 : -1;
 }
 
+static bool unprivileged;
+uid_t nwp_unmapped;
+
+/* What only the launcher without privilege may do, since its caller is all that it could harm. In a container most ids have no number, root's among
+ * them, and show as one (user_namespaces(7)): what that one owns counts as root's. And a filter may know no openat2(2), our own for one. */
+void nwp_unprivileged(void) {
+	char map[64] = "", id[16] = "";
+	int m = open("/proc/self/uid_map", O_RDONLY | O_CLOEXEC), o = open("/proc/sys/kernel/overflowuid", O_RDONLY | O_CLOEXEC);
+	unsigned count = ~0u;
+	unprivileged = true;
+	if (m >= 0 && o >= 0 && read(m, map, sizeof map - 1) > 0 && read(o, id, sizeof id - 1) > 0 && sscanf(map, "%*u %*u %u", &count) == 1 && count != ~0u)
+		nwp_unmapped = (uid_t)strtoul(id, NULL, 10);
+	nwp_close(&m);
+	nwp_close(&o);
+}
+
+static uint64_t mount_of(int fd) {
+	struct statx x = { 0 };
+	return statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &x) == 0 && x.stx_mask & STATX_MNT_ID ? x.stx_mnt_id : 0;
+}
+
 int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve) {
 	struct open_how how = { .flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve };
-	return (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+	int fd = (int)syscall(SYS_openat2, dirfd, path, &how, sizeof how);
+	bool beneath = resolve & RESOLVE_BENEATH;
+	if (fd >= 0 || errno != ENOSYS || !unprivileged || !(flags & O_NOFOLLOW) || (beneath && (strchr(path, '/') || !strcmp(path, "..")))) return fd;
+	fd = openat(dirfd, path, (int)flags | O_CLOEXEC, (mode_t)mode);
+	if (fd >= 0 && resolve & RESOLVE_NO_XDEV && (!mount_of(fd) || mount_of(fd) != mount_of(dirfd))) {
+		nwp_close(&fd);
+		errno = EXDEV;
+	}
+	return fd;
 }
 
 /* The entries of an open directory, from the first; the descriptor stays. */

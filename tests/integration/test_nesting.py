@@ -1,0 +1,91 @@
+"""nodewrap in containers, and containers in payloads (I20): whole pilots run in one, and payloads bring theirs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.need import need
+from tests.node import KINDS, PROFILES
+
+#: Ends with 7 and leaves a process, a file, and what it saw: its id, and how many processes.
+PAYLOAD = 'sleep 98765 & id -u >out; ls /proc | grep -c "^[0-9]" >>out; exit 7'
+#: Runs its arguments; then tells, still in the container, which processes of the payload are left there.
+IN_CONTAINER = """
+"$@"; rc=$?
+for one in /proc/[0-9]*/cmdline; do tr '\\0' ' ' <$one; echo; done 2>/dev/null | grep -x 'sleep 98765 '
+exit $rc
+"""
+UNSHARE = ("unshare", "-Urpf", "--mount-proc")
+BWRAP = ("bwrap", "--unshare-user", "--unshare-pid", "--die-with-parent", "--dev-bind", "/", "/", "--proc", "/proc")
+#: What experiments start inside a payload, and what pid 1 of it sees.
+SANDBOXES = {
+    "unshare": UNSHARE, "bwrap": ("bwrap", "--unshare-all", "--share-net", "--ro-bind", "/", "/", "--proc", "/proc", "--dev", "/dev"),
+    "bwrap-own-net": ("bwrap", "--unshare-all", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib",
+                      "--symlink", "usr/lib64", "/lib64", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
+}
+
+
+@pytest.fixture
+def work(home, session):
+    path = home / "nested"
+    path.mkdir()
+    os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
+    yield path
+    shutil.rmtree(path)
+
+
+def outer(node, name, work):
+    """The container around nodewrap, as words before its command line."""
+    if name == "self":  # state and log must be writable: the inner run has its own lease and records
+        return list(map(os.fspath, node.argv("log-only", (), "batch", ["--workdir", work, "--expose", node.site.prefix / "var"])))
+    need(name)
+    return list({"unshare": UNSHARE, "bwrap": BWRAP}[name])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("kind", ["map", "log-only"])
+@pytest.mark.parametrize("container", ["bwrap", "unshare", "self"])
+def test_launcher_without_privilege_runs_and_cleans_inside_a_container(userns_node, work, container, kind, profile):
+    node = userns_node
+    if container == "unshare":  # the pilot is root there
+        node.site.policy(node.policy_text().replace(f'account = ["{node.pilot.name}"]', f'account = ["{node.pilot.name}", "root"]'))
+    inner = list(map(os.fspath, node.argv(kind, ["/bin/sh", "-c", PAYLOAD], profile, ["--workdir", work])))
+    ran = node.site.run([*outer(node, container, work), "/bin/sh", "-c", IN_CONTAINER, "sh", *inner], cwd=work)
+    assert (ran.rc, ran.err, ran.out) == (7, b"", b"")
+    uid, processes = (work / "out").read_text().split()
+    assert uid == ("1000" if kind == "map" else "0" if container == "unshare" else str(node.pilot.uid))
+    assert profile == "none" or int(processes) <= 5
+    assert (work / "out").stat().st_uid == node.pilot.uid
+    ends = [record for record in ran.records if record["event"]["action"] == "cleanup"]
+    assert len(ends) == (2 if container == "self" else 1)
+
+
+@pytest.mark.parametrize("container", ["bwrap", "unshare", "self"])
+def test_doctor_tells_in_the_container_what_runs_there(userns_node, work, container):
+    node = userns_node
+    ran = node.site.run([*outer(node, container, work), node.site.binary, "doctor", "--json"], cwd=work)
+    cells = [cell for cell in json.loads(ran.out)["matrix"] if cell["launcher"] == "userns" and cell["mode"] == "log-only"]
+    assert {cell["profile"]: cell["state"] for cell in cells} == dict.fromkeys(PROFILES, "yes"), ran
+
+
+def payloads():
+    for launcher, kinds in KINDS.items():
+        yield from (pytest.param(launcher, kind, id=f"{launcher}-{kind}") for kind in kinds)
+
+
+@pytest.mark.parametrize(("launcher", "kind"), list(payloads()))
+def test_containers_work_in_a_batch_payload_and_not_in_a_strict_one(request, launcher, kind):
+    need("bwrap", "unshare")
+    if (launcher, kind) == ("userns", "block"):
+        request.getfixturevalue("delegated")
+    node = request.getfixturevalue(f"{launcher}_node")
+    script = "".join(f"{' '.join(words)} sh -c 'test $(ls /proc | grep -c \"^[0-9]\") -le 5 && echo {name}'\n" for name, words in SANDBOXES.items())
+    assert node.sh(kind, script, profile="batch").text.split() == list(SANDBOXES)
+    assert node.sh(kind, script, profile="compat").text.split() == list(SANDBOXES)
+    strict = node.sh(kind, script, profile="strict")
+    assert strict.out == b""
+    assert strict.err.count(b"ermi") == len(SANDBOXES), strict.err  # "not permitted", "No permissions": each was really tried
