@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.node import BUILD, CHECKOUT
 from tests.site import command
 
-SOURCES = ("tree", "ids", "sys", "path", "err")
+SOURCES = ("tree", "ids", "guard", "line", "sys", "path", "err")
 
 
 class Walked(NamedTuple):
