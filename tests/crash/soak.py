@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from tests.crash.cases import drained
+from tests.crash.cases import Case, drained
 from tests.crash.evidence import Attempt, Log, Seen, Verdicts, swept
 from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.node import BLOCK, POLICY, PROFILES, RULE, SUBJECT, Node
@@ -221,9 +221,9 @@ class Disk:
 
 
 class Place:
-    """A site with its judge; as judge.py wants a case: site, session, work, nonce, pilot, processes, owns, victim."""
+    """A site with its judge; as judge.py wants a case: site, session, work, nonce, pilot, processes, owns, victim, in_tmp."""
 
-    victim = "run"
+    victim, in_tmp = "run", Case.in_tmp
 
     def __init__(self, soak, launcher, pool):
         self.session, self.site = soak.session, soak.session.site(launcher)
@@ -347,7 +347,11 @@ class Soak:
 
     def files(self):
         """What payloads left in the host's temporary directories, and POSIX queues."""
-        return [path for top in ("/dev/shm", "/tmp", "/var/tmp", self.queues) for path in Path(top).iterdir() if self.owns(path.lstat().st_uid)]
+        found = []
+        for path in [path for top in ("/dev/shm", "/tmp", "/var/tmp", self.queues) for path in Path(top).iterdir()]:
+            with contextlib.suppress(FileNotFoundError):  # others' come and go
+                found += [path] * self.owns(path.lstat().st_uid)
+        return found
 
     # ---- killing ----
 
