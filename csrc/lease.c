@@ -146,7 +146,7 @@ static bool handle_of(int fd, uint32_t *type, char *hex) {
 
 static size_t compose(struct nw_run *r, char *to, size_t max) {
 	static struct nw_lease l;
-	char hex[HANDLE_HEX] = "";
+	static char hex[HANDLE_HEX];
 	const struct nw_decision *d = &r->decision;
 	const struct nw_identity *id = &r->id;
 	bool host_view = !(r->profile.namespaces & NW_NS_MOUNT);

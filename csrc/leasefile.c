@@ -112,7 +112,7 @@ static int more(struct nw_lease *l, const struct nw_lines *in, char *end_of_path
 	if (strcmp(key, "file") == 0) return l->files == NW_FILES ? -1 : (l->file[l->files++] = last, 0);
 	if (strcmp(key, "fact") == 0 && (l->facts == NW_FACTS || !nw_fact_path(in->word[1], &many))) return -1;
 	if (strcmp(key, "fact") == 0) return l->fact[l->facts++] = (struct nw_fact){ in->word[1], last }, 0;
-	if (l->path && *path_line + 1 != in->number) return -1;
+	if (!*last || (l->path && *path_line + 1 != in->number)) return -1;
 	*path_line = in->number;
 	if (!l->path) l->path = last;
 	else memmove(end_of_path, last, strlen(last) + 1);

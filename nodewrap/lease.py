@@ -221,7 +221,7 @@ def parse(data: bytes) -> Lease:
             raise LeaseError(f"line {number}: an unknown word")
         if key not in known or (key in found and key not in MANY):
             raise LeaseError(f"line {number}: out of place")
-        values, torn = found.setdefault(key, []), key == "path" and path_line not in (0, number - 1)
+        values, torn = found.setdefault(key, []), key == "path" and (path_line not in (0, number - 1) or words[1:] == ["%"])
         if len(words) != len(known[key].read) + 1:
             raise LeaseError(f"line {number}: not the right number of words")
         try:

@@ -119,8 +119,8 @@ WORDS = [
     b"0", b"1", b"-1", b"00", b"+1", b"4294967295", b"4294967296", b"2147483647", b"2147483648", b"18446744073709551615", b"18446744073709551616",
     b"%", b"%%", b"%2", b"%20", b"%2f", b"%2F", b"%00", b"%zz", b"%C3%A9", b"%FF", b"a%", b"a%2", b"!", b"~", b"x" * 899, b"switch", b"plain", b"3",
     b"nodewrap-lease", b"ready", b"ready\nready", b"starting", b"path /x", b"file %", b"file /a\nfile /b\nfile /c\nfile /d", b"fact a b",
-    b"keeper 0 1", b"init 1 1", b"handle 1 00", b"session 1", b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(), RUN.encode()[:-1],
-    b"%0A", b"work idmap 1 2 3", b"cgroup /", b"account x", b"a " * 40,
+    b"keeper 0 1", b"init 1 1", b"handle 1 00", b"session 1", b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(),
+    RUN.encode()[:-1], b"path %", b"%0A", b"work idmap 1 2 3", b"cgroup /", b"account x", b"a " * 40,
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "move", "drop", "insert", "grow"]), st.integers(0, 10**6),
                            st.integers(0, 40), st.sampled_from(WORDS) | st.binary(max_size=12)), min_size=1, max_size=3)
