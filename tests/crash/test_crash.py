@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
 from tests.crash.cases import CASES, Case, Tools
 from tests.crash.points import Listing, Point
+from tests.files import CHECKOUT
 from tests.need import need
+
+SEED = 20261121
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +26,7 @@ def tools(session):
     return Tools(session.top)
 
 
-@pytest.fixture(params=[case for case in CASES if "subuid" not in case])
+@pytest.fixture(params=[case for case in CASES if case.count("/") == 2 and "subuid" not in case])
 def listing(request, session, tools):
     return Listing(Case(session, tools, request.param).run("-l").lines)
 
@@ -57,3 +63,25 @@ def test_child_that_cannot_be_watched_keeps_nobody_waiting(case):
         case.fresh()
         outcome = case.run("-t", "10", *point.option())
         assert (outcome.hits != [], outcome.hangs) == (True, []), point
+
+
+def matrix(*options):
+    """(what the matrix printed, number of points, of violations)"""
+    argv = [sys.executable, "-m", "tests.crash.matrix", *map(str, options)]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    total, bad = re.search(r"^(\d+) points .*: (\d+) violations", done.stdout, re.M).groups() if done.stdout else (0, 0)
+    return f"{done.stdout[-20000:]}{done.stderr[-4000:]}", int(total), int(bad)
+
+
+def test_whatever_is_killed_from_the_lease_to_the_exec_and_from_the_end_to_the_release_a_sweep_leaves_nothing(tools):
+    """Each process before each call, and all at once; one kind per launcher."""
+    said, total, bad = matrix("--phases")
+    assert total > 2000, said
+    assert bad == 0, said
+
+
+def test_whatever_is_killed_or_fails_anywhere_a_sweep_leaves_nothing(tools):
+    """A sample of all cases: runs, sweeps, next runs; kills and failing calls."""
+    said, total, bad = matrix("--sample", 400, "--seed", SEED)
+    assert total == 400, said
+    assert bad == 0, said
