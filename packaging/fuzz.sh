@@ -4,6 +4,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+case ${1-} in '' | *[!0-9]*)
+    echo 'fuzz.sh SECONDS' >&2
+    exit 1
+    ;;
+esac
 seconds=$1
 command -v clang >/dev/null || {
     echo 'fuzz: clang is missing; make deps installs it' >&2
