@@ -124,7 +124,7 @@ def test_child_that_holds_a_namespace_dies_with_who_needs_it(session):
     need("root", "cc")
     if os.uname().machine != "x86_64":
         pytest.skip("nth.c knows the registers of x86-64 alone")
-    case = Case(session, Tools(session.top), "setuid/pool/batch")
+    case = Case(session, Tools(session.top), "setuid/static/batch")
     judge = Judge(case)
     processes = Listing(case.run("-l").lines).processes
     holders = [process for process in processes.values() if process.role == "idmap"]
