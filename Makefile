@@ -171,6 +171,10 @@ lint: $(VENV)/.core ## ruff, mypy, gcc -fanalyzer, cppcheck, clang-tidy, shellch
 bench: $(VENV)/.core build ## start-up cost beside bare exec, bwrap, sudo, firejail, crun
 	$(VPY) -m bench $(BENCH_ARGS)
 
+.PHONY: isolation-table
+isolation-table: $(VENV)/.core build ## measure what payloads reach and leave, here and in other tools, into docs/isolation.md (root)
+	$(VPY) packaging/probe_table.py
+
 # CRASH_ARGS="--sample 2000", "--case 'setuid/*' --kills": see tests/crash/matrix.py
 .PHONY: crash
 crash: $(VENV)/.core build ## kill every process of a run, and fail every call, at every system call (root; hours)

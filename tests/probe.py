@@ -642,7 +642,7 @@ def leave(word):
             for fd in (0, 1, 2):
                 os.dup2(null, fd)
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            os.execv("/usr/bin/python3", ["/usr/bin/python3", "-I", "-c", "import time; time.sleep(60)", f"{word}-daemon"])
+            os.execv("/usr/bin/python3", ["/usr/bin/python3", "-I", "-c", "import time; time.sleep(10)", f"{word}-daemon"])
         os._exit(0)
     os.wait()
 
@@ -651,7 +651,7 @@ def wait(word):
     """A payload that says when it has begun, and that SIGTERM came."""
 
     def term(*_):
-        print("term", flush=True)
+        os.write(1, b"term\n")  # not print: the signal may come while print flushes
         os._exit(0)
 
     signal.signal(signal.SIGTERM, term)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 
 import pytest
 
 from tests import probe
+from tests.files import CHECKOUT
 from tests.need import missing
 from tests.node import KINDS, PROFILES
 from tests.site import ROOT
@@ -57,6 +59,11 @@ def test_the_pilots_own_evidence_agrees(bare):
 def test_what_only_root_may_is_open_to_a_bare_process_of_root(tmp_path):
     found = probe.measure(lambda argv, **pipes: subprocess.Popen(argv, cwd=tmp_path, start_new_session=True, **pipes), LOOK, tmp_path)
     assert closed(found) & probe.ROOT_ONLY == set(), found["said"]
+
+
+def test_the_table_in_the_documentation_is_whole_and_says_what_is_documented_here():
+    done = subprocess.run([sys.executable, CHECKOUT / "packaging/probe_table.py", "--check"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done
 
 
 # ---- nodewrap ----
