@@ -4,7 +4,7 @@
 
 #define LINE 4096         /* one record at most; longer argument lists are cut */
 #define COUNT 21          /* bytes of the counter file */
-#define RESERVE (1 << 20) /* 300 runs end in it, and as many again */
+#define RESERVE (1 << 20) /* 250 runs end in it; behind the log and behind the counter */
 #ifndef PATIENCE_MS
 #define PATIENCE_MS 30000
 #endif
@@ -194,7 +194,7 @@ static int lock(int fd) {
 static int take(struct nw_run *r, int at, const char *name, int flags, struct nw_err *e) {
 	struct stat st, now;
 	for (int i = 0; i < 9; i++) {
-		/* Without O_CREAT first: with it a frozen file system would keep us here, instead of at the lock for so long only. */
+		/* Without O_CREAT first: before Linux 6.12 a frozen file system keeps us here with it, and not at the lock, for so long only. */
 		int fd = openat(at, name, flags);
 		if (fd < 0 && errno == ENOENT) fd = openat(at, name, flags | O_CREAT, 0640);
 		if (fd < 0) break;

@@ -3,11 +3,11 @@ is used twice, no run begins without its records, and nobody waits for ever but 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -67,7 +67,7 @@ def begin(audit_probe, private):
         process.stdout.close()
 
 
-@contextmanager
+@contextlib.contextmanager
 def fuse(place, node=None):
     need("root")
     made = FuseFs(place, *((node.pilot.uid, node.pilot.gid) if node and not node.privileged else (0, 0)))
@@ -320,6 +320,32 @@ def test_no_number_is_used_twice_while_the_counter_is_removed(begin, private):
     assert numbers(private / "log") == list(range(1, 1201))
 
 
+def opened(pid):
+    """Paths of what the process has open."""
+    found = []
+    for path in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(path))
+    return found
+
+
+def test_who_waited_for_a_counter_that_was_removed_writes_the_new_one(write, begin, private):
+    """One has the locks, another one waits for them; what the latter has open is not the counter any more."""
+    with fuse(private) as disk:
+        assert write("start") == ["ok"]
+        disk.tell(hold="write")
+        first = begin("start")
+        held(disk)
+        second = begin("start")
+        until(lambda: str(private / "log.sequence") in opened(second.pid), "it has it open")
+        (private / "log.sequence").unlink()
+        disk.tell(hold=None)
+        assert [process.communicate(timeout=10)[0] for process in (first, second)] == ["ok\n"] * 2
+        (private / "log").unlink()
+        assert write("start") == ["ok"]
+        assert numbers(private / "log") == [4]
+
+
 def test_numbers_go_on_after_copytruncate_and_removal_of_the_log(write, private):
     assert write("start", "start") == ["ok"] * 2
     (private / "log.1").write_bytes((private / "log").read_bytes())
@@ -384,7 +410,7 @@ def test_zeros_between_records_hide_none(write, private):
 # ---- replaced files ----
 
 
-@contextmanager
+@contextlib.contextmanager
 def replaced(path, make):
     """The file away, and something else under its name."""
     kept = path.with_name(path.name + ".kept")
@@ -419,7 +445,8 @@ def test_file_of_another_kind_is_named_and_nothing_runs(node, home, name, kind):
         "socket": lambda path: os.mknod(path, 0o140600),
     }[kind]
     with replaced(node.site.audit.with_name(name), lambda path: (make(path), own(node, path))):
-        assert name in refused(node, home)
+        said = refused(node, home)
+        assert f"{name} is no regular file" in said if kind == "fifo" else name in said
     assert node.run("map", "/bin/true").rc == 0
 
 
