@@ -293,6 +293,7 @@ if os.fork() == 0:
 os.close(writer)
 os.wait()
 os.read(reader, 1)
+time.sleep(0.3)  # its files are closed before it can be reaped
 """
 
 
