@@ -94,7 +94,7 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	}
 	/* Without a namespace that dies with us the payload's parent-death signal is ours to send, across ids, and orphans ours to reap. */
 	if (!(r->profile.namespaces & NW_NS_PID) && prctl(PR_SET_CHILD_SUBREAPER, 1)) _exit(124);
-	bool ours = r->launcher->privileged || r->userns >= 0 || r->profile.namespaces; /* else there is no capability to keep */
+	bool ours = r->launcher->privileged || r->decision.mode == NW_MAP || r->profile.namespaces; /* else there is no capability to keep */
 	if (nwp_drop_bounding() || nwp_keep_caps(ours ? 1ull << CAP_KILL : 0)) _exit(124);
 	reap(3, p);
 }
