@@ -132,9 +132,9 @@ class Case:
 
     # ---- commands ----
 
-    def argv(self, status_fd):
+    def argv(self, status_fd, stay):
         """The run."""
-        command = [str(self.work / "given" / PAYLOAD), self.nonce, str(DAEMONS), "files"]
+        command = [str(self.work / "given" / PAYLOAD), self.nonce, str(DAEMONS), "files", *["stay"] * stay]
         options = ["--workdir", str(self.work), "--status-fd", str(status_fd)]
         return self._run(command, options)
 
@@ -149,13 +149,13 @@ class Case:
         kind = KINDS.get(self.kind, self.kind)
         return self.node.argv(kind, command, self.profile, options, launcher=self.libexec / f"nodewrap-{self.launcher}")
 
-    def run(self, *options, victim="run"):
-        """The command under nth with these options -> Outcome."""
+    def run(self, *options, victim="run", stay=False):
+        """The command under nth with these options -> Outcome. stay: its payload does not end by itself."""
         began, pipes = time.monotonic(), [os.pipe() for _ in range(3)]
         (lines, lines_w), (out, out_w), (status, status_w) = pipes
         root = victim == "sweep" and self.launcher == "setuid"
         ids = [] if root else ["-u", self.pilot.uid, "-g", self.pilot.gid, "-G", ",".join(map(str, self.pilot.groups))]
-        argv = {"run": self.argv(status_w), "sweep": [self.libexec / "nodewrap-sweep"], "next": self.next_argv()}[victim]
+        argv = {"run": self.argv(status_w, stay), "sweep": [self.libexec / "nodewrap-sweep"], "next": self.next_argv()}[victim]
         words = [self.tools.nth, "-o", lines_w, "-t", HANG_S, "-p", PAYLOAD if victim == "run" else "true", *ids, *options, "--", *argv]
         with open(self.session.top / "stderr", "w+b") as err:  # a file: it is carried over, which a pipe is not
             # The pipe of the lines is read at once: the daemons have none of it, and it ends with nth.

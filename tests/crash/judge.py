@@ -116,6 +116,15 @@ class Judge:
             run = file.read(36).decode()
         return len(run) == 36 and f"{run}.lease" in self.case.site.leases()
 
+    def payload_died(self):
+        """With whom was killed, before anybody sweeps; and so did the rest of a pid namespace."""
+        end = time.monotonic() + GONE_S
+        while found := [what for what in self.case.processes().values() if self.case.profile != "none" or what.endswith(" nw-main")]:
+            if time.monotonic() > end:
+                self.problems.append(f"outlived whom it should have died with: {found}")
+                return
+            time.sleep(0.01)
+
     def cgroups(self, runs):
         """Directories of these runs' cgroups."""
         places = self.case.site.read_guard().get("cgroup", [])

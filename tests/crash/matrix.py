@@ -3,7 +3,8 @@
 --all               every point: kill before and after each call, and all processes at once, in every case; every call fails with every errno
                     that applies, in every kind with profile batch and none
 --sample N          N of these, chosen by --seed
---phases            all kills of the phases lease -> exec and kill -> release, of one kind per launcher
+--deaths            all kills under a running payload
+--phases            these, and all kills of the phases lease -> exec and kill -> release, of one kind per launcher
 --only CASE POINT   one point again, as a violation prints it: setuid/static/batch k:0.3:120 (see points.py)
 --again FILE        the points of the violations in that output of before
 --list CASE         the processes and calls of a run
@@ -97,7 +98,8 @@ class Tally:
 
     def summary(self):
         total, seconds = sum(self.count.values()), time.monotonic() - self.began
-        words = {"k": "killed before a call", "a": "killed after it", "A": "all killed at once", "f": "call failed", "s": "half written"}
+        words = {"k": "killed before a call", "a": "killed after it", "A": "all killed at once", "K": "killed under a running payload",
+                 "f": "call failed", "s": "half written"}
         parts = ", ".join(f"{words[what]} {self.count[what]}" for what in words if self.count[what])
         lines = [f"{total} points ({parts}): {len(self.bad)} violations, {seconds:.0f} s; {self.missed} not reached (timing)"]
         lines += [f"slow: {taken:.1f} s {case} {point}" for taken, case, point in sorted(self.slow, reverse=True)[:10]]
@@ -113,7 +115,7 @@ def candidates(case, listing, asked):
     """All points of that case which were asked for."""
     found = []
     if not asked.faults:
-        found += listing.kills() + listing.kills_after()
+        found += listing.kills() + listing.kills_after() + (listing.deaths() if case.count("/") == 2 else [])
     if not asked.kills:
         found += listing.faults()
     if asked.roles:
@@ -132,6 +134,9 @@ def chosen(found, asked):
     if asked.phases:
         for case in PHASES.keys() & found.keys():
             points += [(case, (point,)) for point in found[case].kills(phases=PHASES[case])]
+    if asked.phases or asked.deaths:
+        for case, listing in found.items():
+            points += [(case, (point,)) for point in (listing.deaths() if case.count("/") == 2 else [])]
     place = {case: i for i, case in enumerate(CASES)}
     return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))
 
@@ -156,6 +161,7 @@ def parsed(argv):
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--sample", type=int, default=0, metavar="N")
     parser.add_argument("--phases", action="store_true")
+    parser.add_argument("--deaths", action="store_true")
     parser.add_argument("--only", nargs=2, metavar=("CASE", "POINT"))
     parser.add_argument("--again", metavar="FILE")
     parser.add_argument("--list", metavar="CASE", choices=CASES)

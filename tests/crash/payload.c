@@ -1,13 +1,14 @@
-/* The payload of the crash matrix: says that it was executed, then does what cleaning up is about. nw-crash NONCE [DAEMONS]
+/* The payload of the crash matrix: says that it was executed, then does what cleaning up is about. nw-crash NONCE [DAEMONS [files [stay]]]
  *
  * First of all NONCE goes to stdout: no record, no exec (I6). Then, in its current directory, links that lead out, rights, devices' relatives and a
- * tree; what outlives processes, in the kernel and in /tmp; DAEMONS processes in sessions of their own that ignore every signal, with NONCE in their command line; and it ends with status 7. */
+ * tree; what outlives processes, in the kernel and in /tmp; DAEMONS processes in sessions of their own that ignore every signal, with NONCE in their command line; and it ends with status 7, or stays, under the name "nw-main". */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ipc.h>
+#include <sys/prctl.h>
 #include <sys/msg.h>
 #include <sys/sem.h>
 #include <sys/shm.h>
@@ -50,5 +51,7 @@ int main(int argc, char **argv) {
 	if (argc > 3 && make_tree()) return 2;
 	leave_ipc(argv[1]);
 	for (int i = 0; i < daemons; i++) leave_daemon();
+	if (argc > 4 && prctl(PR_SET_NAME, "nw-main") == 0)
+		for (;;) pause();
 	return 7;
 }

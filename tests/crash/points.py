@@ -9,7 +9,6 @@ import subprocess
 from dataclasses import dataclass, field
 
 PAYLOADS = {"nw-crash", "true"}
-WHAT = {"k": "killed before", "a": "killed after", "A": "all killed before", "f": "fails:", "s": "takes half:"}
 
 
 @functools.cache
@@ -21,7 +20,7 @@ def syscall_names():
 
 @dataclass(frozen=True)
 class Point:
-    """what: a letter of nth.c's options. n: from 1. arg: milliseconds of holding, or the errno."""
+    """what: a letter of nth.c's options; K: as k, and the payload does not end by itself. n: from 1. arg: milliseconds of holding, or the errno."""
 
     what: str
     place: str
@@ -34,7 +33,7 @@ class Point:
 
     def option(self):
         """The words for nth."""
-        return [f"-{self.what}", f"{self.place}:{self.n}:{self.arg}"]
+        return [f"-{self.what.replace('K', 'k')}", f"{self.place}:{self.n}:{self.arg}"]
 
 
 def parse(text):
@@ -144,6 +143,17 @@ class Listing:
     def kills_after(self, **which):
         """After each call, held for a while so that the other processes run as far as they can without this one."""
         return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
+
+    def deaths(self):
+        """While the payload runs and would run on: each of the processes whose death must end it, held until it has done what it does first. Up to
+        the call in which it waits for what does not come."""
+        found, waits = [], set()
+        for process, n, name in self.calls(phases=("run",)):
+            if process.role in ("front", "keeper", "init") and process.place not in waits:
+                found.append(Point("K", process.place, n, 50))
+            if name in ("poll", "wait4"):
+                waits.add(process.place)
+        return found
 
     def faults(self, **which):
         """Each call with each errno that applies to it; not in Python and newuidmap, whose errors are not ours."""

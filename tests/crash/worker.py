@@ -44,19 +44,22 @@ class Worker:
         self.judge.records()
         return outcome.lines
 
-    def command(self, *options):
+    def command(self, *options, **how):
         """The case's command, from the beginning: there is a dead run when it is a sweep."""
         case = self.case
         case.fresh()
         self.before = case.die() if case.victim != "run" else None
-        return case.run(*options, victim=case.victim)
+        return case.run(*options, victim=case.victim, **how)
 
     def attempt(self, points):
         """One run with these points, swept and judged. {hits, problems, seconds, status}"""
         case, judge, began = self.case, self.judge, time.monotonic()
-        outcome = self.command(*[word for point in points for word in point.option()])
-        killed = {"all"} if any(point.what == "A" for point in points) else {point.place for point in points if point.what in "ka"}
+        stay = any(point.what == "K" for point in points)
+        outcome = self.command(*[word for point in points for word in point.option()], stay=stay)
+        killed = {"all"} if any(point.what == "A" for point in points) else {point.place for point in points if point.what in "kaK"}
         judge.over(outcome, killed)
+        if stay:
+            judge.payload_died()
         records = judge.records()
         started = any(record["event"]["action"] == "start" for record in records)
         kept = case.launcher == "setuid" and killed == {"0"} and started  # by the keeper, when the front alone is gone
