@@ -115,12 +115,17 @@ def candidates(case, listing, asked):
     """All points of that case which were asked for."""
     found = []
     if not asked.faults:
-        found += listing.kills() + listing.kills_after() + (listing.deaths() if case.count("/") == 2 else [])
+        found += listing.kills() + listing.kills_after()
     if not asked.kills:
         found += listing.faults()
     if asked.roles:
         found = [point for point in found if listing.processes[point.place].role in asked.roles.split(",")]
-    return [(case, (point,)) for point in found]
+    return [(case, (point,)) for point in found] + ([] if asked.faults or asked.roles else deaths(case, listing))
+
+
+def deaths(case, listing):
+    """Of a run; a sweep has no payload."""
+    return [(case, points) for points in listing.deaths()] if case.count("/") == 2 else []
 
 
 def chosen(found, asked):
@@ -136,7 +141,7 @@ def chosen(found, asked):
             points += [(case, (point,)) for point in found[case].kills(phases=PHASES[case])]
     if asked.phases or asked.deaths:
         for case, listing in found.items():
-            points += [(case, (point,)) for point in (listing.deaths() if case.count("/") == 2 else [])]
+            points += deaths(case, listing)
     place = {case: i for i, case in enumerate(CASES)}
     return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))
 

@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import dataclass, field
 
 PAYLOADS = {"nw-crash", "true"}
+WAITS = {"poll", "wait4", "read", "recvfrom"}
 
 
 @functools.cache
@@ -145,14 +146,23 @@ class Listing:
         return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
 
     def deaths(self):
-        """While the payload runs and would run on: each of the processes whose death must end it, held until it has done what it does first. Up to
-        the call in which it waits for what does not come."""
-        found, waits = [], set()
-        for process, n, name in self.calls(phases=("run",)):
-            if process.role in ("front", "keeper", "init") and process.place not in waits:
-                found.append(Point("K", process.place, n, 50))
-            if name in ("poll", "wait4"):
-                waits.add(process.place)
+        """While the payload runs and would run on: the death of each process that must end it, and of the front and the keeper together. Held until
+        the payload has done what it does first. From the call in which each waits when it begins, up to that in which it waits for its end."""
+        found, blocked, begins = [], {}, self.phase("run")[0]
+        for process in self.processes.values():
+            if process.role not in ("front", "keeper", "init"):
+                continue
+            before = [n for n, (order, name, _) in enumerate(process.calls, 1) if order < begins and name in WAITS]
+            after = [(n, name) for n, (order, name, _) in enumerate(process.calls, 1) if begins <= order <= self.phase("run")[1]]
+            ends = next((i for i, (_, name) in enumerate(after) if name in WAITS), len(after))
+            found += [(Point("K", process.place, n, 50),) for n, _ in after[: ends + 1]]
+            if before and not after:
+                found.append((Point("K", process.place, before[-1], 300),))
+                blocked[process.role] = found[-1]
+            elif after:
+                blocked[process.role] = found[-1]
+        if {"front", "keeper"} <= blocked.keys():
+            found.append(tuple(Point("K", point.place, point.n, 300) for role in ("front", "keeper") for point in blocked[role]))
         return found
 
     def faults(self, **which):
