@@ -318,6 +318,11 @@ static void copy_lost(struct nw_run *r, const char *action, const struct nw_err 
 	if (n) to_syslog(line, n - 1, 3);
 }
 
+/* It may be there, and may not be after a power cut: who was told of neither must not say that nothing was written. */
+static int unsure(const struct nw_run *r, const char *why, struct nw_err *e) {
+	return nw_fail(e, NW_INTERNAL, NW_UNSURE, "%s: a record may not be on disk: %s; mend it (audit in the guard)", r->guard.audit, why);
+}
+
 static int put(struct nw_run *r, struct trail *t, const char *action, const struct nw_err *why, bool sync, struct nw_err *e) {
 	bool end = r->started_us || r->swept, torn = false; /* the end of a run may use what was set aside when it began */
 	char line[LINE];
@@ -328,10 +333,11 @@ static int put(struct nw_run *r, struct trail *t, const char *action, const stru
 	/* What does not fit is written again with less of what callers say; docs/audit.md has the rule. */
 	for (size_t cap = LINE; n == 0 && cap >= 64; cap /= 2) n = compose(r, action, why, t->last + 1, cap, line, sizeof line);
 	if (n == 0) return errno = EMSGSIZE, -1;
-	if (append(t, line, n, end) || count(t)) return -1;
+	if (append(t, line, n, end)) return -1;
+	if (count(t)) return unsure(r, strerror(errno), e);
 	flock(t->log, LOCK_UN); /* others need not wait for the disk */
 	flock(t->count, LOCK_UN);
-	if (sync && fdatasync(t->log)) return -1;
+	if (sync && fdatasync(t->log)) return unsure(r, strerror(errno), e);
 	if (r->guard.syslog) to_syslog(line, n - 1, why ? 4 : 6);
 	return 0;
 }
@@ -375,8 +381,8 @@ static int record_apart(struct nw_run *r, const char *action, const struct nw_er
 	}
 	nwp_close(&top);
 	nwp_close(&said[1]);
-	if (p < 0 || read(said[0], e, sizeof *e) != sizeof *e)
-		nw_fail(e, NW_INTERNAL, "NW-AUDIT", "no process could write a record; it was killed, or there was none to be had");
+	if (p < 0) nw_fail(e, NW_INTERNAL, "NW-AUDIT", "no process to write a record was to be had: %s", strerror(errno));
+	else if (read(said[0], e, sizeof *e) != sizeof *e) unsure(r, "the process that writes it was killed", e);
 	nwp_close(&said[0]);
 	if (p > 0) nwp_wait(p, -1);
 	return e->exit;

@@ -97,8 +97,11 @@ static int start(struct nw_run *r, struct nw_err *e) {
 	if (lease(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
 	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
 	nwp_close_payload_ends(r);
-	if (nwp_lease_starting(r, e) || nwp_record(r, "start", NULL, true, e)) /* I6: durable, or nothing is executed */
+	if (nwp_lease_starting(r, e)) return -1;
+	if (nwp_record(r, "start", NULL, true, e)) { /* I6: durable, or nothing is executed */
+		if (strcmp(e->code, NW_UNSURE) == 0) r->started_us = nwp_realtime_us(); /* perhaps there is a start: then its end follows */
 		return -1;
+	}
 	nwp_glexec_syslog(r);
 	r->start_mono_ms = nwp_now_ms();
 	if (nwp_go(r, e)) return -1;

@@ -199,7 +199,8 @@ uint64_t nwp_ticks(pid_t pid);
 int nwp_sweep_before(struct nw_run *r, struct nw_err *e);
 int nwp_sweep_main(int argc, char **argv);
 
-/* audit.c: append one record; durable when sync */
+/* audit.c: append one record; durable when sync. *e has the code NW_UNSURE when it may have been written all the same. */
+#define NW_UNSURE "NW-AUDIT-UNSURE"
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e);
 void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code);
 void nwp_glexec_syslog(struct nw_run *r);

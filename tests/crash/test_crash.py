@@ -65,6 +65,25 @@ def test_child_that_cannot_be_watched_keeps_nobody_waiting(case):
         assert (outcome.hits != [], outcome.hangs) == (True, []), point
 
 
+@pytest.mark.parametrize("call", ["pwrite64", "fdatasync"])
+def test_start_that_may_be_on_record_has_its_end_on_record(case, call):
+    """Its line is in the log when the counter or the disk fails: nothing is executed, and no reader waits for the end of what has begun."""
+    case.run()  # the first run of a site makes its files
+    case.fresh()
+    listing = Listing(case.run("-l").lines)
+    executed = listing.phase("lease")[1]
+    place, n = max((order, process.place, n) for process in listing.processes.values() if process.role == "keeper"
+                   for n, (order, name, _) in enumerate(process.calls, 1) if name == call and order < executed)[1:]
+    case.fresh()
+    before = case.site.audit_size()
+    outcome = case.run(*Point("f", place, n, errno.EIO).option())
+    assert outcome.hits != []
+    assert (outcome.status, outcome.out) == (202, b"")
+    assert b"NW-AUDIT-UNSURE" in outcome.err
+    actions = [record["event"]["action"] for record in case.site.records(before)]
+    assert actions == ["authorize", "start", "exit", "cleanup", "error"]
+
+
 def matrix(*options):
     """(what the matrix printed, number of points, of violations)"""
     argv = [sys.executable, "-m", "tests.crash.matrix", *map(str, options)]

@@ -39,6 +39,7 @@ class Worker:
             self.judge = Judge(self.case)
 
     def list(self):
+        self.command()  # the first run of a site makes its files
         outcome = self.command("-l")
         assert outcome.status in (0, PAYLOADS_CODE), outcome
         self.judge.records()
