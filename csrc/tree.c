@@ -187,7 +187,7 @@ static int visit(struct walk *w, int dir, const struct entry *x) {
 	if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0 || (x->type != DT_UNKNOWN && (x->type == DT_DIR) != (pass > 0))) return -1;
 	if ((fd = pin(dir, x->name, &st)) < 0) {
 		/* Gone is good. In a directory that others share, a mount is theirs. */
-		if (errno != ENOENT && pass < 2 && !(w->want->remove && w->depth == 1)) left(w, x->name);
+		if (errno != ENOENT && pass < 2 && !(w->want->remove && w->depth == 1 && errno == EXDEV)) left(w, x->name);
 		return -1;
 	}
 	if (!S_ISDIR(st.st_mode) == (pass == 0)) {
