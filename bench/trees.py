@@ -10,7 +10,7 @@ from typing import NamedTuple
 from bench.node import BUILD, CHECKOUT
 from tests.site import command
 
-SOURCES = ("tree", "ids", "guard", "line", "sys", "path", "err")
+SOURCES = ("tree", "harm", "ids", "sys", "path", "err")
 
 
 class Walked(NamedTuple):
@@ -25,13 +25,21 @@ def walker() -> Path:
     BUILD.mkdir(parents=True, exist_ok=True)
     files = [CHECKOUT / "bench/walk.c", *(CHECKOUT / f"csrc/{name}.c" for name in SOURCES)]
     new = BUILD / f"walk.{os.getpid()}"
-    command(os.environ.get("CC", "gcc"), "-std=gnu11", "-O2", "-static", "-I", CHECKOUT / "csrc", "-o", new, *files)
+    flags = ["-std=gnu11", "-O2", "-static", "-ffunction-sections", "-Wl,--gc-sections", "-I", CHECKOUT / "csrc"]
+    command(os.environ.get("CC", "gcc"), *flags, "-o", new, *files)
     return new.rename(BUILD / "walk")
 
 
-def walk(program: Path, top: Path, order: str, uid: int, gid: int, **more: int) -> Walked:
+def argv(program: Path, top: Path | str, order: str, uid: int, gid: int, **more: int) -> list[str]:
+    return [str(program), str(top), order, str(uid), str(gid), *(f"{name}={value}" for name, value in more.items())]
+
+
+def parsed(text: str) -> Walked:
+    lines = [line.split() for line in text.splitlines()]
+    left = [bytes.fromhex(value) for name, value in lines if name == "path"]
+    return Walked({name: int(value) for name, value in lines if name != "path"}, left)
+
+
+def walk(program: Path, top: Path | str, order: str, uid: int, gid: int, **more: int) -> Walked:
     """Walk top in that order (chown, plain, remove) with the rights of uid and gid."""
-    words = [f"{name}={value}" for name, value in more.items()]
-    done = subprocess.run([program, top, order, str(uid), str(gid), *words], stdout=subprocess.PIPE, text=True, check=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
-    return Walked({name: int(value) for name, value in lines if name != "path"}, [bytes.fromhex(value) for name, value in lines if name == "path"])
+    return parsed(subprocess.run(argv(program, top, order, uid, gid, **more), stdout=subprocess.PIPE, text=True, check=True).stdout)

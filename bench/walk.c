@@ -3,7 +3,8 @@
  *     walk TOP ORDER UID GID [WORD…]
  *
  * Becomes UID and GID, which keep what nwp_keep_chown() leaves them (ORDER chown only), walks TOP (ORDER: chown, plain, remove) and prints
- * what came of it, a name and a number in each line; paths that were left in hexadecimal. WORD: first=UID last=UID to=UID group=GID. */
+ * what came of it, a name and a number in each line; paths that were left in hexadecimal. WORD: first=UID last=UID to=UID group=GID,
+ * give=1 (not neutralised), since=S since_ns=NS, caps=MASK. */
 #include "run.h"
 
 static void print(const char *name, uint64_t value) {
@@ -32,7 +33,8 @@ int main(int argc, char **argv) {
 	uid_t uid = (uid_t)atol(argv[3]);
 	gid_t gid = (gid_t)atol(argv[4]);
 	struct nw_walk w = { .top = argv[1], .chown = !strcmp(argv[2], "chown"), .remove = !strcmp(argv[2], "remove"), .first = uid, .last = uid };
-	w.neutralise = !w.remove;
+	uint64_t caps = (w.chown ? 1ull << CAP_CHOWN : 0) | 1ull << CAP_LINUX_IMMUTABLE;
+	w.neutralise = !w.remove, w.last_try = true;
 	w.to_uid = uid, w.to_gid = gid;
 	for (int i = 5; i < argc; i++) {
 		const char *value = strchr(argv[i], '=');
@@ -41,12 +43,15 @@ int main(int argc, char **argv) {
 		else if (!strncmp(argv[i], "last=", 5)) w.last = n;
 		else if (!strncmp(argv[i], "to=", 3)) w.to_uid = n;
 		else if (!strncmp(argv[i], "group=", 6)) w.to_gid = n;
+		else if (!strncmp(argv[i], "give=", 5)) w.neutralise = !n;
+		else if (!strncmp(argv[i], "since=", 6)) w.since.tv_sec = n;
+		else if (!strncmp(argv[i], "since_ns=", 9)) w.since.tv_nsec = n;
+		else if (!strncmp(argv[i], "caps=", 5)) caps = n;
 		else return 2;
 	}
-	if (dir < 0 || (geteuid() == 0 && nwp_keep_chown(uid, gid, w.chown))) return 3;
+	if (dir < 0 || (geteuid() == 0 && nwp_keep_chown(uid, gid, caps))) return 3;
 	uint64_t began = now_us();
-	if (w.remove) nwp_remove_owned(dir, w.first, w.last, NULL, &t);
-	else nwp_tree(dir, &w, &t);
+	nwp_tree(dir, &w, &t);
 	print("us", now_us() - began);
 	print("peak_kib", peak_kib());
 	print("entries", t.entries);
@@ -54,6 +59,8 @@ int main(int argc, char **argv) {
 	print("special", t.special);
 	print("suid", t.suid);
 	print("foreign", t.foreign);
+	print("flags", t.flags);
+	print("acls", t.acls);
 	print("removed", t.removed);
 	print("left", t.left);
 	for (int i = 0; i < 4 && t.left_path[i][0]; i++) {

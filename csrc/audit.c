@@ -107,6 +107,8 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r) {
 	nw_json_int(j, "nodewrap.cleanup.neutralised.special", (int64_t)t->special);
 	nw_json_int(j, "nodewrap.cleanup.neutralised.suid", (int64_t)t->suid);
 	nw_json_int(j, "nodewrap.cleanup.neutralised.foreign", (int64_t)t->foreign);
+	nw_json_int(j, "nodewrap.cleanup.neutralised.flags", (int64_t)t->flags);
+	nw_json_int(j, "nodewrap.cleanup.neutralised.acls", (int64_t)t->acls);
 }
 
 static void put_usage(struct nw_json *j, struct nw_run *r) {

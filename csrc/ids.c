@@ -60,10 +60,10 @@ int nwp_become(uid_t uid, gid_t gid, bool keep_groups) {
 	return 0;
 }
 
-/* The owner's rights and, for chown, CAP_CHOWN alone. */
-int nwp_keep_chown(uid_t uid, gid_t gid, bool chown) {
+/* The owner's rights and, for what ownership needs, these capabilities alone. */
+int nwp_keep_chown(uid_t uid, gid_t gid, uint64_t caps) {
 	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
-		set_caps(chown ? 1ull << CAP_CHOWN : 0))
+		set_caps(caps))
 		return -1;
 	return prctl(PR_SET_KEEPCAPS, 0);
 }

@@ -32,6 +32,7 @@
 #include <sys/file.h>
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
@@ -103,7 +104,7 @@ struct nw_dir {
 
 /* What is left of the payload's work in what goes back, and what was done about it. */
 struct nw_tally {
-	uint64_t entries, symlinks, special, suid, foreign, removed, left;
+	uint64_t entries, symlinks, special, suid, foreign, flags, acls, removed, left;
 	uint64_t ipc, keys, shared; /* ipc.c: removed; keyrings cleared; left because others use the id too */
 	bool by_time;               /* what was the run's was told by its time */
 	char left_path[4][256];
@@ -132,6 +133,8 @@ struct nw_run {
 	struct nw_identity id;
 	struct nw_dir work, expose[NW_EXPOSE];
 	enum nw_handover how; /* of the work directory */
+	struct timespec given; /* when the payload got it; 0: not known */
+	int64_t given_ahead;   /* of CLOCK_BOOTTIME, then */
 	char run[37], boot[37], host[65];
 	int leases, lease_fd, range; /* leases: their directory; range: lock of the block's ids */
 	uint64_t lease_us;
@@ -236,7 +239,7 @@ int nwp_keep_caps(uint64_t caps);
 int nwp_set_groups(const struct nw_run *r);
 int nwp_become(uid_t uid, gid_t gid, bool keep_groups);
 int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e);
-int nwp_keep_chown(uid_t uid, gid_t gid, bool chown);
+int nwp_keep_chown(uid_t uid, gid_t gid, uint64_t caps);
 
 /* keeper.c */
 int nwp_split(struct nw_run *r, struct nw_err *e);
@@ -264,8 +267,10 @@ struct nw_walk {
 	const struct stat *keep;   /* and this one file, or NULL */
 	uid_t first, last, to_uid; /* chown what belongs to first..last */
 	gid_t to_gid;
+	struct timespec since; /* what has not been changed since then stays as it is; 0: nothing is known to be so old */
 };
 void nwp_tree(int root, const struct nw_walk *w, struct nw_tally *t);
+void nwp_tally_add(struct nw_tally *to, const struct nw_tally *t);
 /* The entries of dir that belong to first..last, with all that is in them and theirs; dir itself stays, and *keep. Adds to *t. Before: become their
  * owner. */
 void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep, struct nw_tally *t);

@@ -1,14 +1,14 @@
 /* Walk a tree that a hostile payload made, by descriptor: any depth, any name, no link followed, no mount crossed. What goes back to
- * the pilot must not lead out of it (I19) or carry rights (I18). Nobody writes to it any more; the walk runs with its owner's rights. */
-#include "run.h"
+ * the pilot must not lead out of it (I19) or carry rights (I18); harm.c has what is done about that. The payload is dead; the walk runs with its
+ * owner's rights. The pilot's own processes may rename meanwhile: they make the walk miss what they move, and never lead it to anything outside.
+ *
+ * Memory grows with depth alone: a level is about 80 bytes and its name. */
+#include "tree.h"
 
-struct level {
-	dev_t dev;
-	ino_t ino;
-	off_t next; /* where to go on in a directory that was left for one below */
-	int pass;   /* 0: all but directories; 1: into directories; 2, when removing: the directories themselves */
-	bool stays; /* something that has been told of keeps it from being removed */
-};
+#define HOLD 400    /* levels at the top whose directories stay open, where RLIMIT_NOFILE lets them */
+#define NEAR 16     /* and those just left, with their entries; in between ".." leads back up */
+#define MANY 4096   /* entries after which a second worker pays, */
+#define WIDE 131072 /* or the size of a directory */
 
 struct entry {
 	uint64_t ino;
@@ -18,231 +18,238 @@ struct entry {
 	char name[];
 }; /* struct linux_dirent64 */
 
-struct walk {
-	const struct nw_walk *want;
-	struct nw_tally *tally;
-	struct level *stack;
-	size_t depth, room;
-};
+static struct window {
+	size_t depth; /* whose it is */
+	long at, size;
+	int reads; /* 1: from the beginning of the directory; -1: these entries are all there are */
+	_Alignas(8) char entries[32768];
+} windows[NEAR];
 
-static void left(struct walk *w, const char *name) {
-	struct nw_tally *t = w->tally;
-	if (t->left < 4) snprintf(t->left_path[t->left], sizeof t->left_path[0], "%s (depth %zu): %s", name, w->depth, strerror(errno));
-	t->left++;
-	if (w->depth) w->stack[w->depth - 1].stays = true;
+static struct window *window(size_t depth) {
+	return &windows[depth % NEAR];
 }
 
-/* "../" only at the front and not further than the top, nothing but names behind, or an absolute path into the tree: then no chain of
- * such links leads out, whatever the links are named. */
-static bool stays_inside(const struct walk *w, const char *to) {
-	size_t n = strlen(w->want->top), up = 0;
-	if (to[0] == '/') {
-		if (strncmp(to, w->want->top, n) || (to[n] && to[n] != '/')) return false;
-		to += n;
-	} else {
-		for (; strncmp(to, "..", 2) == 0 && (to[2] == '/' || !to[2]); to += to[2] ? 3 : 2) up++;
+static void reset(size_t depth, int reads) {
+	struct window *o = window(depth);
+	o->depth = depth;
+	o->at = o->size = 0;
+	o->reads = reads;
+}
+
+static int push(struct walk *w, int fd, const char *name, const struct stat *st) {
+	size_t n = w->depth ? strlen(name) + 1 : 0;
+	void *more;
+	if (w->counts && w->depth >= w->hold) {
+		errno = ENAMETOOLONG; /* there is no way to come back to where one was */
+		return -1;
 	}
-	if (up >= w->depth) return false; /* links of the top directory itself are at depth 1 */
-	for (const char *p = to; (p = strstr(p, "..")); p += 2)
-		if ((p == to || p[-1] == '/') && (p[2] == '/' || !p[2])) return false;
-	return true;
-}
-
-static bool ours(const struct walk *w, const struct stat *st) {
-	return st->st_uid >= w->want->first && st->st_uid <= w->want->last;
-}
-
-/* By name, there is no other way: an entry that somebody puts in its place at that moment goes, if the owner of the tree may remove it. */
-static void drop(struct walk *w, int dir, const char *name, uint64_t *count) {
-	if (unlinkat(dir, name, 0)) left(w, name);
-	else ++*count;
-}
-
-/* The thing itself, by descriptor: what is examined is what is changed, whoever renames meanwhile (the pilot's own processes may). A mount
- * point is not ours to enter. */
-static int pin(int dir, const char *name, struct stat *st) {
-	int fd = nwp_openat2(dir, name, O_PATH | O_NOFOLLOW, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS | RESOLVE_NO_XDEV);
-	if (fd >= 0 && fstat(fd, st)) nwp_close(&fd);
-	return fd;
-}
-
-static void give(struct walk *w, int fd, const char *name, const struct stat *st) {
-	const struct nw_walk *x = w->want;
-	if (!x->chown || !ours(w, st)) return;
-	if (fchownat(fd, "", x->to_uid, x->to_gid, AT_EMPTY_PATH)) left(w, name);
-}
-
-/* fchmod(2) refuses O_PATH; the kernel's own link to it does not (fchmodat2(2) came with Linux 6.6). */
-static int set_mode(int fd, mode_t mode) {
-	char path[32];
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	return chmod(path, mode);
-}
-
-/* Rights that a file would carry: set-id bits, and file capabilities, which root of a nested user namespace may set. Any change of size
- * takes the latter off (security_inode_killpriv): the only way for an owner without CAP_SETFCAP. */
-static void disarm(struct walk *w, int fd, const char *name, const struct stat *st) {
-	char path[32];
-	snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
-	bool caps = getxattr(path, "security.capability", NULL, 0) > 0;
-	if (!caps && !(st->st_mode & (S_ISUID | S_ISGID))) return;
-	if ((caps && (set_mode(fd, 0600) || truncate(path, st->st_size))) || set_mode(fd, st->st_mode & 0777)) left(w, name);
-	else w->tally->suid++;
-}
-
-static void file(struct walk *w, int dir, int fd, const char *name, const struct stat *st) {
-	const struct nw_walk *x = w->want;
-	struct nw_tally *t = w->tally;
-	char to[4096];
-	if (x->neutralise && S_ISLNK(st->st_mode)) {
-		ssize_t n = readlinkat(fd, "", to, sizeof to - 1);
-		to[n > 0 ? n : 0] = 0;
-		if (n < 0 || !stays_inside(w, to)) return drop(w, dir, name, &t->symlinks);
-	} else if (x->neutralise && !S_ISREG(st->st_mode)) {
-		return drop(w, dir, name, &t->special);
-	} else if (x->neutralise && st->st_nlink > 1 && x->chown && !ours(w, st) && st->st_uid != x->to_uid) {
-		return drop(w, dir, name, &t->foreign);
-	} else if (x->neutralise) {
-		disarm(w, fd, name, st);
-	}
-	give(w, fd, name, st);
-}
-
-static int push(struct walk *w, const struct stat *st) {
 	if (w->depth == w->room) {
-		struct level *more = realloc(w->stack, (w->room + 1024) * sizeof *more);
-		if (!more) return -1;
+		if (!(more = realloc(w->stack, (w->room + 1024) * sizeof *w->stack))) return -1;
 		w->stack = more;
 		w->room += 1024;
 	}
-	w->stack[w->depth++] = (struct level){ st->st_dev, st->st_ino, 0, 0, false };
+	if (w->used + n + 1 > w->space) {
+		if (!(more = realloc(w->path, w->space + 65536))) return -1;
+		w->path = more;
+		w->space += 65536;
+	}
+	w->stack[w->depth++] = (struct level){ .fd = fd, .dev = st->st_dev, .ino = st->st_ino, .name = w->used };
+	if (n) snprintf(w->path + w->used, n + 1, "%s/", name);
+	w->used += n;
+	if (w->depth > w->hold + NEAR) nwp_close(&w->stack[w->depth - NEAR - 1].fd);
+	reset(w->depth, 0);
 	return 0;
 }
 
-/* Into a directory below; one that the owner closed is opened up first. -1: it stays as it is, and is reported. */
-static int enter(struct walk *w, int pinned, const char *name, const struct stat *st) {
-	bool closed = (st->st_mode & 0700) != 0700 && (!w->want->remove || ours(w, st)) && set_mode(pinned, (st->st_mode & 0777) | 0700);
-	int fd = closed ? -1 : openat(pinned, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0 && errno == EACCES && w->want->chown && st->st_uid == w->want->to_uid) return -1; /* given by a walk before, with all in it */
-	if (fd < 0 || push(w, st)) {
-		left(w, name);
-		nwp_close(&fd);
+/* From the start, with an offset of its own. */
+static void again(int *dir) {
+	int fd = openat(*dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	nwp_close(dir);
+	*dir = fd;
+}
+
+/* A second worker for a large tree: a copy of this process. In the directories that are open now each does the entries that its half of the
+ * names hashes to, with all that is below; those directories themselves are dealt with when both are done. */
+static void share(struct walk *w) {
+	cpu_set_t cpus;
+	if (sched_getaffinity(0, sizeof cpus, &cpus) || CPU_COUNT(&cpus) < 2) return;
+	w->half = mmap(NULL, sizeof *w->half, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, 0, 0);
+	pid_t us = getpid();
+	if (w->half == MAP_FAILED || (w->other = fork()) < 0) return;
+	w->shared = w->chained = w->depth;
+	w->me = w->other == 0;
+	for (size_t i = 0; i < w->depth; i++) {
+		struct level *l = &w->stack[i];
+		size_t n = (i + 1 < w->depth ? l[1].name : w->used) - l->name;
+		snprintf(w->chain_name[i], sizeof w->chain_name[i], "%.*s", n ? (int)n - 1 : 1, n ? w->path + l->name : ".");
+		w->chain[i] = w->me ? -1 : fcntl(l->fd, F_DUPFD_CLOEXEC, 0);
+		if (!w->me) continue;
+		again(&l->fd);
+		if (l->fd < 0 || lseek(l->fd, l->next, SEEK_SET) < 0) _exit(1);
+		reset(i + 1, 2);
 	}
-	return fd;
+	if (!w->me) return;
+	w->tally = w->half;
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(1);
+}
+
+void nwp_tally_add(struct nw_tally *to, const struct nw_tally *t) {
+	for (uint64_t i = 0; i < t->left && i < 4 && to->left + i < 4; i++)
+		memcpy(to->left_path[to->left + i], t->left_path[i], sizeof *t->left_path);
+	to->entries += t->entries, to->symlinks += t->symlinks, to->special += t->special, to->suid += t->suid, to->flags += t->flags;
+	to->foreign += t->foreign, to->acls += t->acls, to->removed += t->removed, to->left += t->left;
 }
 
 /* Done with a directory. One in which something was left is kept, so that the next walk can still enter it. */
-static void finish(struct walk *w, int dir) {
+static void done(struct walk *w, int dir, const char *name, bool stays) {
 	struct stat st;
-	if (fstat(dir, &st)) left(w, ".");
-	else if (w->want->last_try || !w->stack[w->depth - 1].stays) give(w, dir, ".", &st);
-	close(dir);
+	if (fstat(dir, &st)) nwp_tree_left(w, name);
+	else if (w->want->last_try || !stays) nwp_tree_give(w, dir, name, &st);
 }
 
-/* Back up by "..": nobody moves directories any more, and the inode proves it. */
-static int leave(struct walk *w, int dir) {
-	int up = openat(dir, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	struct level *l;
+/* Both halves together. */
+static void join(struct walk *w) {
+	if (w->me) _exit(0);
+	if (w->other <= 0) return;
+	struct pollfd end = { nwp_pidfd_open(w->other), POLLIN, 0 };
+	while (end.fd >= 0 && poll(&end, 1, 500) == 0) kill(w->other, SIGCONT); /* who has its id may stop it */
+	nwp_close(&end.fd);
+	bool whole = nwp_wait(w->other, -1) == 0;
+	nwp_tally_add(w->tally, w->half);
+	munmap(w->half, sizeof *w->half);
+	errno = ECHILD;
+	if (!whole) nwp_tree_left(w, ".");
+	for (size_t i = w->chained; i-- > 0; close(w->chain[i])) {
+		if (w->want->chown) done(w, w->chain[i], w->chain_name[i], w->tally->left > 0);
+		if (i && w->want->remove) nwp_tree_gone(w, w->chain[i - 1], w->chain_name[i], AT_REMOVEDIR);
+	}
+}
+
+/* Into a directory below. */
+static void down(struct walk *w, int dir, const char *name) {
+	const struct nw_walk *x = w->want;
 	struct stat st;
-	finish(w, dir);
+	int fd = nwp_tree_open(w, dir, name, &st);
+	w->tally->entries += w->depth > 0;
+	if (fd < 0 && (errno == ENOENT || (x->remove && w->depth == 1 && errno == EXDEV))) return; /* a mount in /tmp is not the payload's */
+	if (fd < 0 || (x->neutralise && !x->chown && fchdir(fd)) || push(w, fd, name, &st)) {
+		nwp_tree_left(w, name);
+		return nwp_close(&fd);
+	}
+	if (x->neutralise && !nwp_tree_old(w, &st)) nwp_tree_disarm(w, fd, ".", &st);
+	if (!w->half && !w->counts && w->depth <= SHARED && (w->tally->entries > MANY || st.st_size > WIDE)) share(w);
+}
+
+/* Back up. A directory that is not open any more is found by "..", and its inode proves that nobody has moved what we were in; else on from
+ * the next one above that is. */
+static void up(struct walk *w) {
+	struct level *l = &w->stack[w->depth - 1], *p = w->depth > 1 ? l - 1 : NULL;
+	bool find = p && p->fd < 0 && l->fd >= 0;
+	struct stat st = { 0 };
+	if (!w->stack) return; /* for the analyser: push() has set it */
+	if (find) p->fd = openat(l->fd, "..", O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (w->want->chown && w->depth > w->shared && l->fd >= 0) done(w, l->fd, ".", l->stays);
+	nwp_close(&l->fd);
+	if (w->used) w->path[w->used - 1] = 0;
+	w->used = l->name;
+	if (w->shared == w->depth) w->shared--;
 	w->depth--;
-	l = &w->stack[w->depth - 1];
-	l->stays |= l[1].stays;
-	if (up < 0 || fstat(up, &st) || st.st_dev != l->dev || st.st_ino != l->ino || lseek(up, l->next, SEEK_SET) < 0) {
-		left(w, "..");
-		nwp_close(&up);
+	if (!p) return;
+	p->stays |= l->stays;
+	if (find && (p->fd < 0 || fstat(p->fd, &st) || st.st_dev != p->dev || st.st_ino != p->ino)) {
+		errno = ESTALE;
+		nwp_tree_left(w, ".");
+		nwp_close(&p->fd);
 	}
-	return up;
+	if (p->fd < 0 || window(w->depth)->depth == w->depth) return;
+	reset(w->depth, 2);
+	if (lseek(p->fd, p->next, SEEK_SET) < 0) {
+		nwp_tree_left(w, ".");
+		nwp_close(&p->fd);
+	} else if (find && w->want->remove && !p->stays && st.st_nlink == 3) { /* it was the only directory there, where this is counted */
+		nwp_tree_gone(w, p->fd, w->path + l->name, AT_REMOVEDIR);
+		p->pass = 2;
+		window(w->depth)->reads = -1;
+	}
 }
 
-/* What belongs to somebody else stays, and what is in it; in the top directory, which others share, without a word. */
-static void foreign(struct walk *w, const char *name) {
-	if (w->depth == 1) return;
-	w->tally->foreign++;
-	errno = EPERM;
-	left(w, name);
-}
-
-/* Removing, in the pass that is on. Descriptor of the directory to go on in, or -1. */
-static int take(struct walk *w, int dir, int fd, const char *name, const struct stat *st, int pass) {
+/* The next entry of the present directory, or NULL at the end: first all but directories, then those, which are removed in a pass of their own:
+ * while a directory is left for those below nothing in it goes, since an offset would not survive that on file systems that count entries (tmpfs
+ * before Linux 6.6), and what it skips would go back as it is. */
+static const struct entry *next(struct walk *w) {
+	struct window *o = window(w->depth);
 	struct level *l = &w->stack[w->depth - 1];
-	if (!ours(w, st)) {
-		if (pass < 2) foreign(w, name);
-	} else if (w->want->keep && st->st_dev == w->want->keep->st_dev && st->st_ino == w->want->keep->st_ino) {
-		l->stays = true;
-	} else if (pass == 1) {
-		return enter(w, fd, name, st);
-	} else if (unlinkat(dir, name, pass ? AT_REMOVEDIR : 0) == 0) {
-		w->tally->removed++;
-	} else if (errno != ENOENT && (errno != ENOTEMPTY || !l->stays)) {
-		left(w, name);
-	}
-	return -1;
-}
-
-/* One entry in the pass that is on. Descriptor of the directory to go on in, or -1. */
-static int visit(struct walk *w, int dir, const struct entry *x) {
-	int pass = w->stack[w->depth - 1].pass, fd, down = -1;
-	struct stat st;
-	if (strcmp(x->name, ".") == 0 || strcmp(x->name, "..") == 0 || (x->type != DT_UNKNOWN && (x->type == DT_DIR) != (pass > 0))) return -1;
-	if ((fd = pin(dir, x->name, &st)) < 0) {
-		/* Gone is good. In a directory that others share, a mount is theirs. */
-		if (errno != ENOENT && pass < 2 && !(w->want->remove && w->depth == 1 && errno == EXDEV)) left(w, x->name);
-		return -1;
-	}
-	if (!S_ISDIR(st.st_mode) == (pass == 0)) {
-		w->tally->entries += pass < 2;
-		if (w->want->remove) down = take(w, dir, fd, x->name, &st, pass);
-		else if (pass) down = enter(w, fd, x->name, &st);
-		else file(w, dir, fd, x->name, &st);
-	}
-	close(fd);
-	return down;
-}
-
-/* From the start. By a new descriptor: after lseek(2) to the end and a read there ext4 finds nothing at 0 (last_pos in ext4_dx_readdir). */
-static int again(int dir) {
-	int fd = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	close(dir);
-	return fd;
-}
-
-/* The rest of one directory: first all but directories, then those, which are removed only in a pass of its own: while a directory is
- * left and come back to nothing in it goes, since an offset would not survive that on file systems that count entries (overlayfs, tmpfs
- * before Linux 6.6), and what it skips would go back as it is.
- * Descriptor of the directory to go on in, or -1 at the end of the walk. */
-static int rest_of(struct walk *w, int dir) {
-	static _Alignas(8) char buffer[32768];
-	struct level *l = &w->stack[w->depth - 1];
-	int last = w->want->remove ? 2 : 1;
-	long n;
-	if (!w->stack) return -1; /* for the analyser: nwp_tree has pushed the top */
-	while ((n = syscall(SYS_getdents64, dir, buffer, sizeof buffer)) > 0 || (n == 0 && l->pass < last && (dir = again(dir)) >= 0)) {
-		l->pass += n == 0;
-		for (long at = 0; at < n;) {
-			struct entry *x = (struct entry *)(void *)(buffer + at);
-			at += x->len;
-			l->next = x->next;
-			int down = visit(w, dir, x);
-			if (down >= 0) {
-				close(dir);
-				return down;
-			}
+	while (o->at >= o->size) {
+		if (l->fd < 0) return NULL;
+		long n = o->reads < 0 ? 0 : syscall(SYS_getdents64, l->fd, o->entries, sizeof o->entries);
+		o->at = 0;
+		if (n > 0) {
+			o->size = n;
+			o->reads++;
+		} else if (n < 0) {
+			nwp_tree_left(w, ".");
+			return NULL;
+		} else if (!l->dirs || l->pass == (w->want->remove ? 2 : 1)) {
+			o->size = 0;
+			return NULL;
+		} else if (o->reads == 1 || o->reads == -1) {
+			o->reads = -1;
+			l->pass++;
+		} else {
+			o->size = o->reads = 0;
+			again(&l->fd); /* not by lseek(2): ext4 finds nothing at 0 after a read at the end (last_pos in ext4_dx_readdir) */
+			if (l->fd < 0) nwp_tree_left(w, ".");
+			l->pass++;
 		}
 	}
-	if (n < 0 || dir < 0) left(w, ".");
-	if (dir < 0) return -1;
-	if (w->depth > 1) return leave(w, dir);
-	finish(w, dir);
-	return -1;
+	const struct entry *x = (const struct entry *)(const void *)(o->entries + o->at);
+	o->at += x->len;
+	l->next = x->next;
+	return x;
+}
+
+static unsigned half_of(const char *name) {
+	unsigned h = 2166136261u; /* FNV-1a */
+	for (; *name; name++) h = (h ^ (unsigned char)*name) * 16777619u;
+	return h * 2654435769u >> 31;
+}
+
+/* One entry in the pass that is on. */
+static void visit(struct walk *w, const struct entry *x) {
+	struct level *l = &w->stack[w->depth - 1];
+	int dir = l->fd;
+	const char *name = x->name;
+	struct stat st;
+	if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]))) return;
+	if (w->depth <= w->shared && (half_of(name) != w->me || (w->depth < w->chained && !strcmp(name, w->chain_name[w->depth])))) return;
+	bool is_dir = x->type == DT_DIR || (x->type == DT_UNKNOWN && nwp_tree_look(dir, name, &st) == 0 && S_ISDIR(st.st_mode));
+	l->dirs |= is_dir;
+	if (is_dir != (l->pass > 0)) return;
+	w->tally->entries += !is_dir;
+	if (l->pass == 1) down(w, dir, name);
+	else if (w->want->remove) nwp_tree_take(w, dir, name, is_dir ? AT_REMOVEDIR : 0);
+	else nwp_tree_file(w, dir, name);
 }
 
 void nwp_tree(int root, const struct nw_walk *want, struct nw_tally *t) {
-	struct walk w = { want, t, NULL, 0, 0 };
-	struct stat st;
-	int dir = fstat(root, &st) ? (left(&w, "."), -1) : enter(&w, root, ".", &st); /* the payload may have closed the top as well */
-	while (dir >= 0) dir = rest_of(&w, dir);
+	struct walk w = { .want = want, .tally = t, .root = root };
+	struct rlimit files;
+	struct statfs fs;
+	w.hold = getrlimit(RLIMIT_NOFILE, &files) || files.rlim_cur > HOLD + 100 ? HOLD : files.rlim_cur < 64 ? 0 : files.rlim_cur - 60;
+	w.counts = fstatfs(root, &fs) || fs.f_type == OVERLAYFS_SUPER_MAGIC || fs.f_type == FUSE_SUPER_MAGIC;
+	int ask = nwp_openat2(root, "./.", O_PATH, 0, RESOLVE_BENEATH);
+	w.blind = ask < 0 && errno == ENOSYS; /* a filter, our own for one */
+	nwp_close(&ask);
+	for (size_t i = 0; i < NEAR; i++) windows[i].depth = 0;
+	down(&w, root, "."); /* the payload may have closed the top as well */
+	while (w.depth) {
+		const struct entry *x = next(&w);
+		if (x) visit(&w, x);
+		else up(&w);
+	}
+	join(&w);
 	free(w.stack);
+	free(w.path);
 }
 
 /* What somebody left in a directory that others share. In a process that has the rights of the owner and no more (I8). */

@@ -66,7 +66,8 @@ static bool idmap(struct nw_dir *d, int ns) {
 static int check_owner(const struct nw_run *r, const struct nw_dir *d, struct nw_err *e) {
 	struct stat st = { 0 };
 	if (d->fd < 0 || (fstat(d->fd, &st) == 0 && st.st_uid == r->caller.uid)) return 0;
-	return nw_fail(e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", d->path, st.st_uid);
+	return nw_fail(
+		e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", d->path, st.st_uid);
 }
 
 /* Exposed directories too: what one payload leaves there the next one can use, whatever its id, and on disk all is the pilot's. One that
@@ -87,8 +88,24 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 	return bad;
 }
 
+/* How far the wall clock is ahead of the one that nobody can set, in microseconds. */
+static int64_t ahead(void) {
+	return (int64_t)nwp_realtime_us() - (int64_t)nwp_now_ms() * 1000;
+}
+
+/* The time before which a file must have been changed to be none of the payload's doing; 0 when nothing proves that: on a file system with a
+ * clock of its own, when the wall clock has been set back meanwhile, in a sweep. */
+static struct timespec since(const struct nw_run *r, const struct nw_dir *d) {
+	struct statfs fs;
+	if (r->started_us == 0) return (struct timespec){ INT64_MAX, 0 }; /* it has not run */
+	if (r->given.tv_sec == 0 || ahead() < r->given_ahead - 100000 || fstatfs(d->fd, &fs)) return (struct timespec){ 0, 0 };
+	bool local = fs.f_type == EXT4_SUPER_MAGIC || fs.f_type == XFS_SUPER_MAGIC || fs.f_type == BTRFS_SUPER_MAGIC || fs.f_type == TMPFS_MAGIC;
+	return local ? r->given : (struct timespec){ 0, 0 };
+}
+
 /* Give the tree to the payload, or back to the pilot and made harmless. In a process that has the rights of the present owner plus
- * CAP_CHOWN (I8): real root keeps only that; the userns launcher enters the namespace that it owns, where the pilot is 0. */
+ * CAP_CHOWN (I8), and CAP_LINUX_IMMUTABLE on the way back: real root keeps only that; the userns launcher enters the namespace that it owns,
+ * where the pilot is 0. */
 static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, bool last, pid_t us, int out) {
 	struct nw_tally t = { 0 };
 	struct nw_identity *id = &r->id;
@@ -96,20 +113,22 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 	uid_t pilot = inside ? 0 : r->caller.uid, payload = inside ? id->inside_uid : id->uid;
 	gid_t pilots = inside ? 0 : r->caller.gid, payloads = inside ? id->inside_gid : id->gid;
 	struct nw_walk w = { .top = d->path, .neutralise = !to_payload, .chown = chown, .last_try = last };
+	uint64_t caps = (chown ? 1ull << CAP_CHOWN : 0) | (to_payload || inside ? 0 : 1ull << CAP_LINUX_IMMUTABLE);
 	w.first = to_payload ? pilot : inside ? 1 : id->first;
 	w.last = to_payload ? pilot : inside ? 65535 : id->first + id->block - 1;
 	w.to_uid = to_payload ? payload : pilot;
 	w.to_gid = to_payload ? payloads : pilots;
+	if (!to_payload) w.since = since(r, d);
 	bool pilot_owns = to_payload || !chown; /* idmapped or unchanged: on disk all of it is the pilot's */
 	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-	if ((r->launcher->privileged || inside) && nwp_keep_chown(pilot_owns ? pilot : payload, pilot_owns ? pilots : payloads, chown)) _exit(2);
+	if ((r->launcher->privileged || inside) && nwp_keep_chown(pilot_owns ? pilot : payload, pilot_owns ? pilots : payloads, caps)) _exit(2);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(3); /* it has the lease's lock */
 	nwp_tree(d->fd, &w, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
 static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, bool last) {
-	struct nw_tally t, *sum = &r->tally;
+	struct nw_tally t;
 	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
 	pid_t us = getpid(), p = fork();
@@ -119,9 +138,7 @@ static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool t
 	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
 	close(fd[0]);
 	if (p < 0 || nwp_wait(p, -1) || !whole) return -1;
-	for (uint64_t i = 0; i < t.left && i < 4 && sum->left + i < 4; i++) memcpy(sum->left_path[sum->left + i], t.left_path[i], sizeof *t.left_path);
-	sum->entries += t.entries, sum->symlinks += t.symlinks, sum->special += t.special, sum->suid += t.suid;
-	sum->foreign += t.foreign, sum->left += t.left;
+	nwp_tally_add(&r->tally, &t);
 	return 0;
 }
 
@@ -140,6 +157,9 @@ static int walk_work(struct nw_run *r, bool chown, bool to_payload) {
 int nwp_give_work(struct nw_run *r) {
 	int bad = r->how == NW_CHOWN ? walk_work(r, true, true) : 0;
 	memset(&r->tally, 0, sizeof r->tally); /* what counts is the way back */
+	/* The clock that stamps files: it lags behind the exact one, and a file that the payload makes is never older than this. */
+	r->given_ahead = ahead();
+	if (clock_gettime(CLOCK_REALTIME_COARSE, &r->given)) r->given.tv_sec = 0;
 	return bad;
 }
 

@@ -25,6 +25,8 @@ CAPABILITIES: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "not-root": lambda: os.geteuid() != 0,
     "userns": _userns,
+    "loop": lambda: os.geteuid() == 0 and os.path.exists("/dev/loop-control"),
+    "fuse": lambda: os.path.exists("/dev/fuse"),
     "cgroup2": lambda: any(" - cgroup2 " in line for line in Path("/proc/self/mountinfo").read_text().splitlines()),
 }
 

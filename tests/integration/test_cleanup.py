@@ -10,6 +10,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -200,7 +201,7 @@ def test_work_directory_is_the_payloads_during_the_run_and_the_pilots_after_it(w
     assert ran.record("start")["nodewrap"]["isolation"]["workdir"] == work.how
     handed = ran.record("handover")["nodewrap"]["cleanup"]
     assert handed["left"] == 0
-    assert handed["neutralised"] == {"symlinks": 0, "special": 0, "suid": 0, "foreign": 0}
+    assert handed["neutralised"] == {"symlinks": 0, "special": 0, "suid": 0, "foreign": 0, "flags": 0, "acls": 0}
 
 
 def test_files_on_disk_are_the_pilots_throughout_an_idmapped_run(setuid_node, home):
@@ -254,24 +255,46 @@ def test_directory_comes_back_from_a_file_system_that_cannot_be_mapped(setuid_no
         top.rmdir()
 
 
-def test_what_cannot_be_given_back_is_reported_with_its_path(chowned):
-    """An immutable file keeps its owner, whatever the launcher's rights."""
+def test_immutable_file_of_the_payloads_comes_back_and_one_of_the_pilots_stays_immutable(chowned):
+    """Only root can have made it so; the launcher clears it where it has to change its owner, and says so."""
     need("root", "chattr")
-    locked = chowned.top / "locked"
-    locked.write_text("x")
-    user = chowned.node.site.accounts["user1"]
-    command("chattr", "+i", locked)
+    for name in ("pilots", "payloads"):
+        (chowned.top / name).write_text("x")
+        chowned.give(chowned.top / name)
+    command("chattr", "+i", chowned.top / "pilots")
+    live = chowned.node.start(chowned.kind, "/bin/sh", "-c", "echo ready; read x", profile=chowned.profile, options=["--workdir", str(chowned.top)])
     try:
-        ran = chowned.sh("true")
-        assert ran.record("handover")["nodewrap"]["cleanup"]["left"] == 0, "it was the pilot's all the time"
-        command("chattr", "-i", locked)
-        os.chown(locked, *(2 * [int(ran.record("start")["user"]["id"])] if chowned.kind == "map" else (user.uid, user.gid)))
-        command("chattr", "+i", locked)
-        cleanup = chowned.sh("true").record("handover")["nodewrap"]["cleanup"]
-        assert cleanup["left"] == 1
-        assert "locked" in cleanup["left_paths"][0]
+        assert live.process.stdout.readline() == b"ready\n"
+        command("chattr", "+i", chowned.top / "payloads")
+        assert live.end(b"\n")[0] == 0
+        assert chowned.is_the_pilots()
+        assert "i" in command("lsattr", chowned.top / "pilots").split()[0]
+        handed = next(record for record in reversed(chowned.node.site.records()) if record["event"]["action"] == "handover")["nodewrap"]["cleanup"]
+        assert (handed["left"], handed["neutralised"]["flags"]) == (0, 1)
     finally:
-        command("chattr", "-i", locked)
+        for name in ("pilots", "payloads"):
+            command("chattr", "-i", chowned.top / name)
+
+
+def test_what_cannot_be_given_back_is_reported_with_its_path(work):
+    """A mount in the work directory is not the payload's, and is not entered. Its name breaks no record."""
+    need("root")
+    places = [work.top / name for name in ("mounted", os.fsdecode(b"\xff\n\x1b[2J"))]
+    live = work.node.start(work.kind, "/bin/sh", "-c", "echo ready; read x", profile=work.profile, options=["--workdir", str(work.top)])
+    assert live.process.stdout.readline() == b"ready\n"
+    for place in places:
+        place.mkdir()
+        command("mount", "-t", "tmpfs", "none", place)
+        os.mkfifo(place / "fifo")
+    try:
+        assert live.end(b"\n")[0] == 0
+        handed = next(record for record in reversed(work.node.site.records()) if record["event"]["action"] == "handover")["nodewrap"]["cleanup"]
+        assert (handed["left"], handed["neutralised"]["special"]) == (2, 0)
+        assert "mounted: a mount point" in handed["left_paths"]
+        assert [os.listdir(place) for place in places] == [["fifo"], ["fifo"]]
+    finally:
+        for place in places:
+            command("umount", place)
 
 
 # ---- what goes back (I18, I19) ----
@@ -287,6 +310,67 @@ def test_links_that_lead_out_are_removed_and_others_stay(work):
     assert left == {f"in{n}" for n in range(len(inside))} | {"up"}
     assert ran.record("handover")["nodewrap"]["cleanup"]["neutralised"]["symlinks"] == len(outside)
     assert work.is_the_pilots()
+
+
+def test_links_that_lead_out_stay_when_the_pilot_made_them_before(work):
+    """And no link of the payload's leads out through one of them."""
+    (work.top / "software").symlink_to("/cvmfs/example.org")
+    (work.top / "home").symlink_to("..")
+    (work.top / "moved").symlink_to("/etc/hosts")
+    for name in ("software", "home", "moved"):
+        work.give(work.top / name)
+    time.sleep(0.05)  # the clock that stamps files ticks every 1 to 10 ms
+    ran = work.sh("set -e; ln -s home/secret direct; mkdir d; ln -s ../home/secret d/below; ln -s /etc/passwd out; mv moved away; ln -s d/file fine")
+    assert ran.rc == 0, ran
+    assert sorted(path.name for path in work.top.rglob("*")) == ["d", "fine", "home", "software"]
+    assert ran.record("handover")["nodewrap"]["cleanup"]["neutralised"]["symlinks"] == 4
+    assert work.is_the_pilots()
+
+
+def test_where_nothing_proves_the_age_of_a_link_it_goes(setuid_node, home):
+    """ramfs stands for file systems with a clock of their own."""
+    need("root")
+    top = home / "ram"
+    top.mkdir()
+    command("mount", "-t", "ramfs", "-o", "mode=755", "none", top)
+    try:
+        (top / "software").symlink_to("/cvmfs/example.org")
+        os.chown(top, setuid_node.pilot.uid, setuid_node.pilot.gid)
+        time.sleep(0.05)
+        assert setuid_node.sh("static", "true", options=["--workdir", str(top)]).rc == 0
+        assert os.listdir(top) == []
+    finally:
+        command("umount", top)
+        top.rmdir()
+
+
+def test_directory_of_a_run_that_never_began_is_left_as_it_is(work):
+    (work.top / "software").symlink_to("/cvmfs/example.org")
+    os.mkfifo(work.top / "fifo")
+    for name in ("software", "fifo"):
+        work.give(work.top / name)
+    work.node.open_guard(cgroup="/nonexistent")
+    ran = work.node.run(work.kind, "/bin/true", profile="strict", options=["--workdir", str(work.top)])
+    assert (ran.rc, "NW-MISSING" in ran.err.decode()) == (202, True), ran
+    assert sorted(os.listdir(work.top)) == ["fifo", "software"]
+    assert work.is_the_pilots()
+
+
+def test_access_lists_that_the_payload_left_do_not_go_back(work):
+    code = """
+import os, struct
+os.mkdir("d")
+grant = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *e) for e in ((1, 7, -1 & 0xffffffff), (2, 7, os.getuid()), (4, 0, -1 & 0xffffffff),
+    (16, 7, -1 & 0xffffffff), (32, 0, -1 & 0xffffffff)))
+for name in ("system.posix_acl_access", "system.posix_acl_default"):
+    os.setxattr("d", name, grant)
+open("d/file", "w").close()
+"""
+    ran = work.python(code)
+    assert ran.rc == 0, ran
+    for name in ("d", "d/file"):
+        assert os.listxattr(work.top / name) == []
+    assert ran.record("handover")["nodewrap"]["cleanup"]["neutralised"]["acls"] == 2
 
 
 def test_chain_of_links_cannot_lead_out(work):
@@ -358,6 +442,43 @@ def test_device_nodes_cannot_be_made(work):
 
 
 # ---- hostile trees (I8) ----
+
+
+@pytest.mark.parametrize("work", [WORK[0], WORK[3], WORK[6]], ids="-".join, indirect=True)  # one of each way
+def test_full_work_directory_with_an_open_file_that_has_no_name_comes_back_and_is_free(work):
+    """tmpfs at its size: what only a process held is gone with it."""
+    need("root")
+    command("mount", "-t", "tmpfs", "-o", "size=8m,mode=755", "none", work.top)
+    try:
+        work.give(work.top)
+        code = """
+import os, sys
+os.symlink("/etc/passwd", "out")
+held = open("held", "wb", buffering=0)
+os.unlink("held")
+try:
+    while True:
+        held.write(bytes(65536))
+except OSError as wrong:
+    print(wrong.errno)
+os.mkfifo("fifo")
+if os.fork() == 0:
+    os.pause() if hasattr(os, "pause") else __import__("signal").pause()
+"""
+        ran = work.python(code)
+        assert (ran.rc, ran.text) == (0, "28\n"), ran
+        info = os.statvfs(work.top)
+        assert info.f_bavail > 0.9 * info.f_blocks
+        assert (os.listdir(work.top), work.is_the_pilots()) == ([], True)
+    finally:
+        command("umount", work.top)
+
+
+def test_sparse_file_of_a_terabyte_comes_back_at_once(work):
+    ran = work.sh("truncate -s 1T big")
+    assert ran.rc == 0, ran
+    assert ran.seconds < 5
+    assert ((work.top / "big").stat().st_size, work.is_the_pilots()) == (1 << 40, True)
 
 
 @pytest.mark.parametrize("work", [WORK[0], WORK[3], WORK[6]], ids="-".join, indirect=True)  # one of each way: rm(1) takes seconds for such a tree
