@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 
 import pytest
 
@@ -12,7 +13,8 @@ from tests.need import need
 from tests.node import KINDS, PROFILES
 
 #: Ends with 7 and leaves a process, a file, and what it saw: its id, and how many processes.
-PAYLOAD = 'sleep 98765 & id -u >out; ls /proc | grep -c "^[0-9]" >>out; exit 7'
+PAYLOAD = '''sleep 98765 & id -u >out; ls /proc | grep -c "^[0-9]" >>out
+ln -s out inside; ln -s home/out through; ln -s /etc/passwd outside; mkfifo fifo; exit 7'''
 #: Runs its arguments; then tells, still in the container, which processes of the payload are left there.
 IN_CONTAINER = """
 "$@"; rc=$?
@@ -51,6 +53,8 @@ def outer(node, name, work):
 @pytest.mark.parametrize("container", ["bwrap", "unshare", "self"])
 def test_launcher_without_privilege_runs_and_cleans_inside_a_container(userns_node, work, container, kind, profile):
     node = userns_node
+    (work / "home").symlink_to("..")  # the pilot's own, which stays where the kernel can be asked what leads through it
+    time.sleep(0.05)
     if container == "unshare":  # the pilot is root there
         node.site.policy(node.policy_text().replace(f'account = ["{node.pilot.name}"]', f'account = ["{node.pilot.name}", "root"]'))
     inner = list(map(os.fspath, node.argv(kind, ["/bin/sh", "-c", PAYLOAD], profile, ["--workdir", work])))
@@ -60,6 +64,9 @@ def test_launcher_without_privilege_runs_and_cleans_inside_a_container(userns_no
     assert uid == ("1000" if kind == "map" else "0" if container == "unshare" else str(node.pilot.uid))
     assert profile == "none" or int(processes) <= 5
     assert (work / "out").stat().st_uid == node.pilot.uid
+    left = sorted(os.listdir(work))
+    assert left == (["inside", "out", "through"] if container == "self" else ["home", "inside", "out"])
+    assert not (work / "through").exists()
     ends = [record for record in ran.records if record["event"]["action"] == "cleanup"]
     assert len(ends) == (2 if container == "self" else 1)
 
