@@ -222,7 +222,9 @@ static void visit(struct walk *w, const struct entry *x) {
 	struct stat st;
 	if (name[0] == '.' && (!name[1] || (name[1] == '.' && !name[2]))) return;
 	if (w->depth <= w->shared && (half_of(name) != w->me || (w->depth < w->chained && !strcmp(name, w->chain_name[w->depth])))) return;
-	bool is_dir = x->type == DT_DIR || (x->type == DT_UNKNOWN && nwp_tree_look(dir, name, &st) == 0 && S_ISDIR(st.st_mode));
+	bool told = x->type != DT_UNKNOWN || nwp_tree_look(dir, name, &st) == 0;
+	bool is_dir = x->type == DT_DIR || (x->type == DT_UNKNOWN && told && S_ISDIR(st.st_mode));
+	if (!told && l->pass > 0 && errno != ENOENT && errno != EXDEV) nwp_tree_left(w, name);
 	l->dirs |= is_dir;
 	if (is_dir != (l->pass > 0)) return;
 	w->tally->entries += !is_dir;
