@@ -252,23 +252,23 @@ def test_patience_with_a_lock_does_not_follow_the_clock(write, begin, private):
             assert 0.9 < time.monotonic() - before < 5
 
 
-@pytest.fixture(scope="module")
-def stepped(tmp_path_factory):
-    """A userns launcher whose wall clock is set back and forward all the time."""
+@pytest.fixture(scope="module", params=[-3600, 3600])
+def stepped(request, tmp_path_factory):
+    """A userns launcher whose wall clock is set by that many seconds whenever it looks; the seconds."""
     need("gcc")
     place = tmp_path_factory.mktemp("stepped")
     for parent in (place, *place.parents[:2]):
         parent.chmod(0o755)
     others = {"launch_setuid.c", "launch_socket.c", "launch_sweep.c", "front.c"}
     sources = [path for path in (CHECKOUT / "csrc").glob("*.c") if path.name not in others]
-    defines = ['-DNW_VERSION="0"', *(f'-DNW_{name}="/nonexistent"' for name in ("GUARD", "LIBEXEC", "PYTHON_CLI"))]
+    defines = ['-DNW_VERSION="0"', *(f'-DNW_{name}="/nonexistent"' for name in ("GUARD", "LIBEXEC", "PYTHON_CLI")), f"-DSTEP={request.param}"]
     command("gcc", *FLAGS, *defines, "-Wl,--wrap=clock_gettime", "-o", place / "nodewrap-userns", *sources, CHECKOUT / "tests/c/stepped_clock.c")
-    return place / "nodewrap-userns"
+    return place / "nodewrap-userns", request.param
 
 
 def test_wall_limit_and_usage_do_not_follow_a_clock_that_is_set(userns_node, stepped):
     node, before = userns_node, userns_node.site.audit_size()
-    argv = node.argv("map", ["/bin/sleep", "60"], options=["--wall", "1"], launcher=stepped)
+    argv = node.argv("map", ["/bin/sleep", "60"], options=["--wall", "1"], launcher=stepped[0])
     began = time.monotonic()
     process = node.site.start(argv, env={"NODEWRAP_GUARD": str(node.site.sysconf / "guard")}, stderr=subprocess.PIPE)
     _, err = process.communicate(timeout=30)
@@ -279,7 +279,7 @@ def test_wall_limit_and_usage_do_not_follow_a_clock_that_is_set(userns_node, ste
     assert end["process"]["ended_by"] == "wall"
     assert 1 <= float(end["nodewrap"]["usage"]["wall_s"]) < 10
     times = [entry["@timestamp"] for entry in found]
-    assert times != sorted(times)
+    assert times == sorted(times, reverse=stepped[1] < 0)
     sequence = [entry["event"]["sequence"] for entry in found]
     assert sequence == list(range(sequence[0], sequence[0] + len(sequence)))
 
