@@ -24,6 +24,8 @@ PAYLOAD = "nw-crash"
 DAEMONS = 2
 #: A call that fails may make the launcher wait for something that does not come: 30 s (isolate.c, news).
 HANG_S = 45
+#: With a payload that does not end by itself: a point that is not reached takes as long.
+STAY_S = 15
 #: launcher/kind/profile[/victim]. Kinds are those of tests/node.py and: subuid (block, userns with a range of subordinate ids), bare (log-only
 #: without a cgroup), credential (a proxy that is copied for the payload: a file on the host, where the payload's view is the host's). victim: what
 #: is killed, when it is not the run itself: the sweep of a dead run, or the next run, which sweeps too.
@@ -156,7 +158,8 @@ class Case:
         root = victim == "sweep" and self.launcher == "setuid"
         ids = [] if root else ["-u", self.pilot.uid, "-g", self.pilot.gid, "-G", ",".join(map(str, self.pilot.groups))]
         argv = {"run": self.argv(status_w, stay), "sweep": [self.libexec / "nodewrap-sweep"], "next": self.next_argv()}[victim]
-        words = [self.tools.nth, "-o", lines_w, "-t", HANG_S, "-p", PAYLOAD if victim == "run" else "true", *ids, *options, "--", *argv]
+        limit, payload = STAY_S if stay else HANG_S, PAYLOAD if victim == "run" else "true"
+        words = [self.tools.nth, "-o", lines_w, "-t", limit, "-p", payload, *ids, *options, "--", *argv]
         with open(self.session.top / "stderr", "w+b") as err:  # a file: it is carried over, which a pipe is not
             # The pipe of the lines is read at once: the daemons have none of it, and it ends with nth.
             process = subprocess.Popen(

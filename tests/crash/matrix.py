@@ -99,6 +99,7 @@ class Tally:
     def summary(self):
         total, seconds = sum(self.count.values()), time.monotonic() - self.began
         words = {"k": "killed before a call", "a": "killed after it", "A": "all killed at once", "K": "killed under a running payload",
+                 "w": "killed in a wait for its end",
                  "f": "call failed", "s": "half written"}
         parts = ", ".join(f"{words[what]} {self.count[what]}" for what in words if self.count[what])
         lines = [f"{total} points ({parts}): {len(self.bad)} violations, {seconds:.0f} s; {self.missed} not reached (timing)"]

@@ -8,6 +8,7 @@
  *
  *     -k PLACE:N[:MS]    KILL it before the call is executed, after holding it there for MS while the others go on
  *     -a PLACE:N[:MS]    KILL it when the call has been executed, before it learns the result
+ *     -w PLACE:0:MS      KILL it MS after the payload was let go, in whatever call it waits: how many calls that took is not the same in every run
  *     -A PLACE:N[:MS]    KILL every process at once, before the call: what cgroup.kill does, or a power cut
  *     -f PLACE:N:ERRNO   the call is not executed and returns ERRNO (close(2): is executed, as the kernel does)
  *     -s PLACE:N         the call, a write or send, takes half of the bytes
@@ -41,7 +42,7 @@
 #define STRAY_MS 50 /* a child whose parent died before it could tell of it */
 
 struct point {
-	char what; /* k a A f s */
+	char what; /* k a w A f s */
 	char place[PLACE];
 	unsigned n;
 	int arg;
@@ -67,7 +68,7 @@ static const char *payload = "", *file;
 static FILE *out;
 static pid_t first;
 static int first_status = -1;
-static uint64_t first_ended_ms;
+static uint64_t first_ended_ms, payload_ms; /* when the payload was let go */
 
 static void __attribute__((noreturn, format(printf, 1, 2))) die(const char *fmt, ...) {
 	va_list ap;
@@ -97,7 +98,7 @@ static struct proc *find(pid_t pid) {
 
 static bool wanted(const struct proc *p) {
 	bool is = list && !p->quiet;
-	for (int i = 0; i < npoints; i++) is |= strcmp(points[i].place, p->place) == 0;
+	for (int i = 0; i < npoints; i++) is |= points[i].n > 0 && strcmp(points[i].place, p->place) == 0;
 	return is;
 }
 
@@ -233,6 +234,7 @@ static void executed(struct proc *p) {
 	if (payload[0] && strncmp(comm, payload, 15) == 0) {
 		if (ptrace(PTRACE_DETACH, p->pid, 0, 0) && errno != ESRCH) die("let %s go", p->place);
 		p->pid = 0;
+		payload_ms = now_ms();
 	} else go_on(p, 0);
 }
 
@@ -267,8 +269,23 @@ static void ended(struct proc *p, int status) {
 	p->pid = 0;
 }
 
+/* Points of -w whose time has come. */
+static void strike(uint64_t now) {
+	for (int i = 0; payload_ms && i < npoints; i++) {
+		struct point *x = &points[i];
+		if (x->what != 'w' || x->hit || now < payload_ms + (uint64_t)x->arg) continue;
+		for (struct proc *p = procs; p < procs + PROCS; p++) {
+			if (!p->pid || strcmp(p->place, x->place)) continue;
+			x->hit = true;
+			fprintf(out, "hit %s %u %llu\n", p->place, p->calls, p->nr);
+			kill(p->pid, SIGKILL);
+		}
+	}
+}
+
 static void tick(void) {
 	uint64_t now = now_ms();
+	strike(now);
 	for (int i = 0; i < PROCS; i++) {
 		struct proc *p = &procs[i];
 		if (!p->pid) continue;
@@ -341,7 +358,7 @@ int main(int argc, char **argv) {
 	uid_t uid = getuid();
 	gid_t gid = getgid(), group[64];
 	int c, groups = 0, seconds = 60, fd = -1, go[2];
-	while ((c = getopt(argc, argv, "+o:u:g:G:t:p:x:lk:a:A:f:s:")) != -1) switch (c) {
+	while ((c = getopt(argc, argv, "+o:u:g:G:t:p:x:lk:a:w:A:f:s:")) != -1) switch (c) {
 		case 'o': fd = atoi(optarg); break;
 		case 'u': uid = (uid_t)atoi(optarg); break;
 		case 'g': gid = (gid_t)atoi(optarg); break;

@@ -21,7 +21,8 @@ def syscall_names():
 
 @dataclass(frozen=True)
 class Point:
-    """what: a letter of nth.c's options; K: as k, and the payload does not end by itself. n: from 1. arg: milliseconds of holding, or the errno."""
+    """what: a letter of nth.c's options; K: as k, and the payload does not end by itself, as it does not with w. n: from 1. arg: milliseconds of
+    holding, or the errno."""
 
     what: str
     place: str
@@ -146,23 +147,21 @@ class Listing:
         return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
 
     def deaths(self):
-        """While the payload runs and would run on: the death of each process that must end it, and of the front and the keeper together. Held until
-        the payload has done what it does first. From the call in which each waits when it begins, up to that in which it waits for its end."""
-        found, blocked, begins = [], {}, self.phase("run")[0]
+        """[points] to be tried together. While the payload runs and would run on: the death of each process that must end it, and of the front and
+        the keeper together. Before each call from the payload's exec on up to that in which it waits for the end, held until the payload has done
+        what it does first; and in that wait."""
+        found, waiting = [], {}
+        first, last = self.phase("run")
         for process in self.processes.values():
             if process.role not in ("front", "keeper", "init"):
                 continue
-            before = [n for n, (order, name, _) in enumerate(process.calls, 1) if order < begins and name in WAITS]
-            after = [(n, name) for n, (order, name, _) in enumerate(process.calls, 1) if begins <= order <= self.phase("run")[1]]
-            ends = next((i for i, (_, name) in enumerate(after) if name in WAITS), len(after))
-            found += [(Point("K", process.place, n, 50),) for n, _ in after[: ends + 1]]
-            if before and not after:
-                found.append((Point("K", process.place, before[-1], 300),))
-                blocked[process.role] = found[-1]
-            elif after:
-                blocked[process.role] = found[-1]
-        if {"front", "keeper"} <= blocked.keys():
-            found.append(tuple(Point("K", point.place, point.n, 300) for role in ("front", "keeper") for point in blocked[role]))
+            during = [(n, name) for n, (order, name, _) in enumerate(process.calls, 1) if first <= order <= last]
+            until = next((i for i, (_, name) in enumerate(during) if name in WAITS), len(during))
+            found += [(Point("K", process.place, n, 50),) for n, _ in during[:until]]
+            waiting[process.role] = Point("w", process.place, 0, 300)
+            found.append((waiting[process.role],))
+        if {"front", "keeper"} <= waiting.keys():
+            found.append((waiting["front"], waiting["keeper"]))
         return found
 
     def faults(self, **which):

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
 import re
 import subprocess
 import sys
 
 import pytest
 
-from tests.crash.cases import CASES, Case, Tools
+from tests.crash.cases import CASES, Case
 from tests.crash.points import Listing, Point, syscall_names
 from tests.files import CHECKOUT
-from tests.need import need
 
 SEED = 20261121
-
-
-@pytest.fixture(scope="module")
-def tools(session):
-    need("root", "cc")
-    if os.uname().machine != "x86_64":
-        pytest.skip("nth.c knows the registers of x86-64 alone")
-    return Tools(session.top)
 
 
 @pytest.fixture(params=[case for case in CASES if case.count("/") == 2 and "subuid" not in case])

@@ -9,7 +9,7 @@ import signal
 
 import pytest
 
-from tests.crash.cases import Case, Tools
+from tests.crash.cases import Case
 from tests.crash.evidence import Attempt, Log, Seen, Verdicts
 from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.crash.points import Listing, Point
@@ -120,12 +120,9 @@ def test_judge_sees_a_refusal_and_an_execution_without_reason_or_record(soaked, 
 # ---- what it has found ----
 
 
-def test_child_that_holds_a_namespace_dies_with_who_needs_it(session):
+def test_child_that_holds_a_namespace_dies_with_who_needs_it(session, tools):
     """It has a copy of the id's lock and of the front's socket: the id was never free again, and the front waited for ever."""
-    need("root", "cc")
-    if os.uname().machine != "x86_64":
-        pytest.skip("nth.c knows the registers of x86-64 alone")
-    case = Case(session, Tools(session.top), "setuid/static/batch")
+    case = Case(session, tools, "setuid/static/batch")
     judge = Judge(case)
     processes = Listing(case.run("-l").lines).processes.values()
     # Who needs it writes the map first of all; what the child itself does until it is ended is a race.

@@ -55,9 +55,13 @@ class Worker:
     def attempt(self, points):
         """One run with these points, swept and judged. {hits, problems, seconds, status}"""
         case, judge, began = self.case, self.judge, time.monotonic()
-        stay = any(point.what == "K" for point in points)
+        stay = any(point.what in "Kw" for point in points)
         outcome = self.command(*[word for point in points for word in point.option()], stay=stay)
-        killed = {"all"} if any(point.what == "A" for point in points) else {point.place for point in points if point.what in "kaK"}
+        killed = {"all"} if any(point.what == "A" for point in points) else {point.place for point in points if point.what in "kaKw"}
+        if stay and len(outcome.hits) < len(points):
+            case.reset()  # nobody was killed, and the payload went on: this time there were fewer calls
+            judge.records()
+            return {"hits": [], "problems": [], "seconds": time.monotonic() - began, "status": outcome.status}
         judge.over(outcome, killed)
         if stay:
             judge.payload_died()
