@@ -124,6 +124,7 @@ static const struct key PROFILE[] = {
 	{ "proc", PLAIN, NW_PROC, 0, NULL, false },
 	{ "mqueue", PLAIN, NW_MQUEUE, 0, NULL, false },
 	{ "home", PLAIN, NW_HOME, 0, NULL, false },
+	{ "accounts", PLAIN, NW_ACCOUNT_FILES, 0, NULL, false },
 };
 #undef AT
 

@@ -44,7 +44,7 @@ struct nw_guard {
 };
 
 enum nw_namespace { NW_NS_PID = 1, NW_NS_IPC = 2, NW_NS_UTS = 4, NW_NS_CGROUP = 8, NW_NS_MOUNT = 16, NW_NS_NET = 32 };
-enum nw_op_kind { NW_BIND, NW_SLAVE, NW_LINK, NW_TMPFS, NW_DEV, NW_PROC, NW_MQUEUE, NW_HOME };
+enum nw_op_kind { NW_BIND, NW_SLAVE, NW_LINK, NW_TMPFS, NW_DEV, NW_PROC, NW_MQUEUE, NW_HOME, NW_ACCOUNT_FILES };
 enum nw_op_flag { NW_OP_RW = 1, NW_OP_OPTIONAL = 2 };
 
 struct nw_op {

@@ -48,8 +48,8 @@ static int apply_limits(struct nw_run *r) {
 	return 0;
 }
 
-static char **build_env(struct nw_run *r) {
-	struct nw_decision *d = &r->decision;
+char **nwp_build_env(const struct nw_run *r) {
+	const struct nw_decision *d = &r->decision;
 	const struct nw_account *a = r->id.account;
 	char **env = calloc((size_t)(d->keeps + d->sets + NW_ACCOUNT_SET) + 1, sizeof *env);
 	int n = 0;
@@ -59,13 +59,20 @@ static char **build_env(struct nw_run *r) {
 	return env;
 }
 
+/* The value of one that is there, else NULL. */
+const char *nwp_env(char *const *env, const char *name) {
+	size_t n = strlen(name);
+	for (; *env; env++)
+		if (strncmp(*env, name, n) == 0 && (*env)[n] == '=') return *env + n + 1;
+	return NULL;
+}
+
 /* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. */
 static void search_and_exec(const char *name, char **argv, char **env) {
-	const char *path = "/usr/local/bin:/usr/bin:/bin";
+	const char *path = nwp_env(env, "PATH");
 	char full[4096];
 	int err = ENOENT;
-	for (char **v = env; *v; v++)
-		if (strncmp(*v, "PATH=", 5) == 0) path = *v + 5;
+	if (!path) path = "/usr/local/bin:/usr/bin:/bin";
 	for (const char *p = path; *name; p += strcspn(p, ":"), p += *p == ':') {
 		size_t n = strcspn(p, ":");
 		if (n && snprintf(full, sizeof full, "%.*s/%s", (int)n, p, name) < (int)sizeof full) {
@@ -121,7 +128,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	sigset_t none;
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
-	if (setsid() < 0 || !(env = build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
+	if (setsid() < 0 || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	await_maps(r, sock);
 	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
 	if (!r->launcher->privileged) prctl(PR_SET_DUMPABLE, 1);

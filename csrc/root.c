@@ -130,6 +130,37 @@ static int do_kernel_fs(int root, const char *type, const char *path, struct nw_
 	return mnt < 0 ? fail(e, type, "cannot be mounted") : attach(root, mnt, path, true, e);
 }
 
+/* One file of accounts: the host's, with our line before or after its own. It keeps its name in the root: on a file without one nothing can be
+ * mounted (DCACHE_CANT_MOUNT), as containers inside do. */
+static int account_file(int root, const char *path, const char *name, const char *line, bool after, struct nw_err *e) {
+	int fd = openat(root, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0444), from = open(path, O_RDONLY | O_CLOEXEC), mnt = -1;
+	bool bad = fd < 0 || from < 0 || (!after && nwp_write_all(fd, line, strlen(line)));
+	for (ssize_t n = 1; !bad && n > 0;) bad = (n = sendfile(fd, from, NULL, 1 << 20)) < 0;
+	if (!bad && after) bad = nwp_write_all(fd, line, strlen(line)) != 0;
+	if (!bad) mnt = open_tree(root, name, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	bad = mnt < 0 || set_flags(mnt, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY, 0, MS_PRIVATE, false);
+	bad = bad ? fail(e, "cannot make", path) : attach(root, mnt, path, false, e);
+	nwp_close(&from);
+	nwp_close(&fd);
+	return bad;
+}
+
+/* The payload finds itself by its uid, as who its environment says. Its line is the first of passwd(5): the host's entry of that number is
+ * somebody else's in mode map, and elsewhere names a home that may not be shown. Of its group the host's name stays, where it has one. */
+static int do_accounts(struct nw_run *r, int root, struct nw_err *e) {
+	char **env = nwp_build_env(r), line[NW_PATH * 3];
+	const char *name = env ? nwp_env(env, "USER") : NULL, *home = env ? nwp_env(env, "HOME") : NULL;
+	if (!name || !*name || strlen(name) >= NW_PATH || name[strcspn(name, ":\n")]) name = "payload";
+	if (!home || *home != '/' || strlen(home) >= NW_PATH || home[strcspn(home, ":\n")]) home = "/";
+	snprintf(line, sizeof line, "%s:x:%u:%u::%s:/bin/sh\n", name, r->id.inside_uid, r->id.inside_gid, home);
+	int bad = account_file(root, "/etc/passwd", ".passwd", line, false, e);
+	bool after = r->decision.mode != NW_MAP;
+	snprintf(line, sizeof line, "%s%s:x:%u:\n", after ? "\n" : "", name, r->id.inside_gid);
+	bad = bad || account_file(root, "/etc/group", ".group", line, after, e);
+	free(env);
+	return bad;
+}
+
 static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e) {
 	const char *home;
 	struct stat st;
@@ -139,6 +170,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, op->size, NULL, e);
 	case NW_DEV: return do_dev(root, op, e);
 	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);
+	case NW_ACCOUNT_FILES: return do_accounts(r, root, e);
 	case NW_MQUEUE: return do_kernel_fs(root, "mqueue", "/dev/mqueue", e);
 	case NW_LINK: {
 		const char *name = strrchr(op->path, '/') + 1;

@@ -37,6 +37,7 @@
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
+#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -231,6 +232,8 @@ struct nw_msg {
 	struct nw_err err;        /* ERROR */
 };
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
+char **nwp_build_env(const struct nw_run *r);
+const char *nwp_env(char *const *env, const char *name);
 
 /* ids.c */
 int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e);

@@ -278,7 +278,7 @@ def _permit(
 ) -> "list[tuple[int, object]]":
     identity = verdict.identity
     target = _target(ask, req, identity) if source else ""
-    keep, new = _environment(ask, req, policy, verdict, target)
+    keep, new = _environment(ask, req, caller, policy, verdict, target)
     fields: list[tuple[int, object]] = [(1, 1), (2, PERMIT), (6, verdict.mode), (7, verdict.profile), (14, ask.argv_from), (15, int(ask.search))]
     fields += [(24, 0o077 if ask.style == "run" else 0o022)]
     fields += [(8, account) for account in _accounts(ask, identity, new)] + [(9, int(bool(identity.get("exclusive"))))]
@@ -292,13 +292,14 @@ def _permit(
 
 
 def _environment(
-    ask: model.Ask, req: Request, policy: "dict[str, Any]", verdict: model.Verdict, target: str,
+    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", verdict: model.Verdict, target: str,
 ) -> "tuple[list[int], list[str]]":
     """Indices to keep and entries to set for whichever account it will be; an account's own names come with the account."""
     env = verdict.env
     if ask.style == "glexec":
         env = dict(env, keep=[*env.get("keep", []), *policy["glexec"]["preserve_env"]])
-    keep, new = environment.environment(env, ask, req.env, ask.workdir or environment.TMP, "", target)
+    name = {"map": "payload", "log-only": caller.name}.get(verdict.mode, "")
+    keep, new = environment.environment(env, ask, req.env, ask.workdir or environment.TMP, name, target)
     if verdict.identity.get("accounts") and not ask.workdir:
         new = [entry for entry in new if not entry.startswith("HOME=")]
     return keep, new

@@ -70,7 +70,7 @@ class Guard:
 
 
 class Op(NamedTuple):
-    """One step of a root being built. kind: bind slave link tmpfs dev proc mqueue home. path: for dev the node's name. arg: a link's target."""
+    """One step of a root being built. kind: as in OPS. path: for dev the node's name. arg: a link's target."""
 
     kind: str
     path: str = ""
@@ -310,7 +310,7 @@ def _namespaces(words: Words) -> tuple[str, ...]:
 
 OPS: dict[str, Callable[[Words], list[Op]]] = {
     "bind": _bind("bind"), "slave": _bind("slave"), "link": _link, "tmpfs": _tmpfs, "dev": _dev,
-    "proc": _alone("proc"), "mqueue": _alone("mqueue"), "home": _alone("home"),
+    "proc": _alone("proc"), "mqueue": _alone("mqueue"), "home": _alone("home"), "accounts": _alone("accounts"),
 }
 #: Lines that stand once in a profile: where their value goes, and how it is read.
 SETTINGS: dict[str, tuple[str, Callable[[Words], Any]]] = {
@@ -354,7 +354,7 @@ def _profile_line(profiles: dict[str, Profile], seen: set[str], key: str, words:
     now = profiles[next(reversed(profiles))]
     if key not in OPS and key not in SETTINGS:
         raise ValueError("unknown word")
-    if key in SETTINGS or key in ("proc", "mqueue", "home"):
+    if key in SETTINGS or key in ("proc", "mqueue", "home", "accounts"):
         _new(key in seen)
         seen.add(key)
     if key in OPS:

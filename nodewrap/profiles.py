@@ -112,11 +112,11 @@ KEYS: dict[str, Callable[[Any], Iterator[str]]] = {
     "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_choice("abstract")),
     "on_missing": _choice("refuse", "degrade"), "hostname": _hostname,
     "system": _paths, "read_only": _paths, "writable": _paths, "follow": _paths, "follow_writable": _paths,
-    "tmpfs": _tmpfs, "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag,
+    "tmpfs": _tmpfs, "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag, "accounts": _flag,
 }
 ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "system")
 #: Keys that need a mount namespace to mean anything.
-ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "proc", "mqueue", "home")
+ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "proc", "mqueue", "home", "accounts")
 
 
 def _suggest(word: Any, known: Any) -> str:
@@ -174,6 +174,9 @@ def _twice(table: Table) -> Iterator[str]:
             if bare in seen:
                 yield f"{key}: {bare!r} is also in {seen[bare]}; one place can be mounted only once"
             seen[bare] = key
+    for path in ("/etc/passwd", "/etc/group"):
+        if table.get("accounts") and path in seen:
+            yield f"{seen[path]}: {path!r} is made by accounts = true; leave one of them out"
 
 
 # ---- a site's changes ----
@@ -270,6 +273,8 @@ def _places(name: str, table: Table, root: str) -> Iterator[tuple[str, str]]:
         yield "/dev", " ".join(["dev", *devices[at:at + MAX_WORDS - 1]])
     if table.get("proc"):
         yield "/proc", "proc"
+    if table.get("accounts"):
+        yield "/etc/passwd", "accounts"
     if table.get("mqueue"):
         yield "/dev/mqueue", "mqueue"
 

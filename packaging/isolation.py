@@ -61,6 +61,7 @@ FACTS = (
     ("follows the host's mounts", lambda table: joined([*table.get("follow", ()), *(f"{path} rw" for path in table.get("follow_writable", ()))])),
     ("devices", lambda table: joined(table["devices"]) if isolated(table) else "the host's"),
     ("the account's home (mode switch)", home),
+    ("passwd and group entry of the payload's own", lambda table: "yes" if table.get("accounts") else "as outside"),
     ("when the node lacks something", lambda table: table["on_missing"]),
 )
 

@@ -36,7 +36,7 @@ syslog yes
 cgroup /sys/fs/cgroup
 """
 PROFILES = profiles.render(profiles.merge(toml.loads((CHECKOUT / "policies/profiles.toml").read_text())["profile"], {})).encode()
-OPS = ("bind", "slave", "link", "tmpfs", "dev", "proc", "mqueue", "home")
+OPS = ("bind", "slave", "link", "tmpfs", "dev", "proc", "mqueue", "home", "accounts")
 RW, OPTIONAL = 1, 2  # enum nw_op_flag
 
 

@@ -26,6 +26,7 @@ def line(*parts):
 
 LINES = st.one_of(
     line(st.sampled_from(["bind", "slave"]), WAYS, PATHS), line("link", PATHS, PATHS), line("tmpfs", PATHS, MODES, COUNTS), line("dev", NAMES),
+    st.sampled_from(["accounts", "accounts x"]),
     st.sampled_from(["proc", "mqueue", "home", "proc x", "# comment", "", " \t", "profile", "unknown x", "landlock abstract", "landlock x", "dev"]),
     st.sampled_from(["on-missing refuse", "on-missing degrade", "on-missing x", "landlock", "hostname"]), line("seccomp", NAMES),
     line("hostname", NAMES),
@@ -52,7 +53,8 @@ def test_profiles_made_line_by_line_are_read_alike():
     assert all(seen[outcome] > 50 for outcome in ("refused", "ops", "plain")), seen
 
 
-ONCE = ["proc", "mqueue", "home", "landlock abstract", "on-missing degrade", "on-missing refuse", "seccomp x", "hostname h", "namespace pid"]
+ONCE = ["proc", "mqueue", "home", "accounts", "landlock abstract", "on-missing degrade", "on-missing refuse", "seccomp x", "hostname h",
+        "namespace pid"]
 
 
 @pytest.mark.parametrize("once", ONCE)
