@@ -8,11 +8,11 @@ import platform
 import signal
 import sys
 
-from bench import cases, measure, table
+from bench import cases, measure, relay, table
 from bench.node import Node
 from tests.site import ROOT
 
-PARTS = ("starts", "mounts", "kills", "memory", "lines")
+PARTS = ("starts", "mounts", "relay", "kills", "memory", "lines")
 
 
 def main(argv: list[str]) -> int:
@@ -54,6 +54,9 @@ def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespa
     elif part == "mounts" and ROOT:
         times = measure.starts(node, cases.mount_cases(node, others), asked.runs, asked.mounts)
         show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
+    elif part == "relay":
+        show(f"{relay.SIZE >> 20} MiB through stdin or stdout", table.of_flows(relay.flows(node, asked.flows)))
+        show("Processor time while a payload waits, files as stdio", table.of_idle(relay.idle(node)))
     elif part == "kills" and ROOT:
         show("A tree and its end: from the order to the proof that nothing is left", table.of_kills(measure.kills(node, asked.kills)))
     elif part == "memory":
@@ -76,6 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--match", default="", metavar="TEXT", help="only starts with TEXT in their name, and the bare one")
     parser.add_argument("--mounts", type=int, default=1000, metavar="N", help="additional mounts (1000)")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="trees of each kind (5)")
+    parser.add_argument("--flows", type=int, default=7, metavar="N", help="rounds of the bytes through stdio (7)")
     parser.add_argument("--realtime", action="store_true", help="measure before everything else that runs here (root), on a machine that is not idle")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")
     return parser.parse_args(argv)

@@ -159,7 +159,7 @@ def _memory(place: Place) -> Iterator[Memory]:
     process: Any = place.site.start([place.site.binary, "run", *ask], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         process.stdout.readline()
-        for name, pid in _family(process.pid):
+        for name, pid in family(process.pid):
             sizes = dict(re.findall(r"^(\w+): +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M))
             yield Memory(place.site.launcher, name, int(sizes["Rss"]), int(sizes["Pss"]))
     finally:
@@ -167,14 +167,14 @@ def _memory(place: Place) -> Iterator[Memory]:
         process.wait()
 
 
-def _family(pid: int) -> Iterator[tuple[str, int]]:
+def family(pid: int) -> Iterator[tuple[str, int]]:
     """(name, pid) of the launcher's processes: itself and what it started, down to the payload."""
     name = Path(f"/proc/{pid}/comm").read_text().strip()
-    if not name.startswith("nodewrap"):
+    if not name.startswith(("nodewrap", "nw-")):  # the front: nw-RUN
         return
     yield name, pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        yield from _family(int(child))
+        yield from family(int(child))
 
 
 def lines_of_c() -> tuple[int, int]:

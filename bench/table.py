@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bench.measure import Kill, Memory, Times
+from bench.relay import Flow, Idle
 
-KILL_S, MEMORY_KB, C_LINES = 0.5, 3072, 3500
+KILL_S, MEMORY_KB, C_LINES, GB_S, IDLE_PERCENT = 0.5, 3072, 3500, 2.0, 3.0
 HEAD = ("", "n", "busy", "p50 ms", "p99 ms", "× bare", "+ ms", "promised", "")
 
 
@@ -23,6 +24,20 @@ def _start(one: Times, bare: float) -> tuple[str, ...]:
     promise = (f"+{one.case.target:g}", kept(p50 - bare, one.case.target)) if one.case.target else ("", "")
     name = one.case.name + (f" ({one.failed} FAILED)" if one.failed else "")
     return (name, str(len(one.us)), str(one.busy), f"{p50:.2f}", f"{one.at(0.99):.2f}", f"{p50 / bare:.1f}", f"{p50 - bare:+.2f}", *promise)
+
+
+def of_flows(flows: list[Flow]) -> list[str]:
+    return _columns([("", "GB/s p50", "best", "promised", ""), *map(_flow, flows)])
+
+
+def _flow(one: Flow) -> tuple[str, ...]:
+    promise = (f"{GB_S:g}", kept(-one.gb_s, -GB_S)) if one.judged else ("", "")
+    return (one.name, f"{one.gb_s:.2f}", f"{one.best:.2f}", *promise)
+
+
+def of_idle(found: list[Idle]) -> list[str]:
+    rows = [(one.launcher, f"{one.percent:.3f}", f"{IDLE_PERCENT:g}", kept(one.percent, IDLE_PERCENT)) for one in found]
+    return _columns([("", "% of a processor", "promised", ""), *rows])
 
 
 def of_kills(kills: list[Kill]) -> list[str]:

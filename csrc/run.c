@@ -180,11 +180,12 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 		nwp_close_payload_ends(r);
 		nwp_supervise(r);
 		code = nwp_front_end(r, &e) ? e.exit : r->code;
-		if (e.exit) tell(&e);
+	} else code = carry_through(r, ready, &e);
+	if (r->role == NW_KEEPER) {
+		nwp_keeper_tell(r, code, &e);
 		return code;
 	}
-	code = carry_through(r, ready, &e);
-	if (r->role == NW_KEEPER) nwp_keeper_tell(r, code, &e);
-	else if (e.exit) tell(&e);
+	if (r->stdio.exit && !e.exit) e = r->stdio, code = e.exit;
+	if (e.exit) tell(&e);
 	return code;
 }

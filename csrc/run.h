@@ -148,6 +148,7 @@ struct nw_run {
 	int userns; /* the payload's user namespace (userns launcher), or -1 */
 	uint32_t session;        /* the kernel's audit session of the payload, AUDIT_SID_UNSET when it has none */
 	int std[3]; /* what the payload gets as 0-2 */
+	struct nw_err stdio; /* what of it was lost on the way */
 	bool loginuid, keyring;
 	const char *degrade[NW_DEGRADES];
 	int degrades;

@@ -3,12 +3,24 @@
 
 #define LOOK_MS 200
 
+#define PIPE (64 << 10)       /* of a pipe as it is made (pipe(7)) */
+#define WIDE_PIPE (256 << 10) /* of one that was seen full; the kernel counts the sizes of all pipes of the pilot's id */
+
+/* Bytes go from -> mid -> to by splice(2), without a copy of ours. Not from -> to: that would hold the lock of the payload's pipe as long as the
+ * file system takes, and who waits for that lock cannot be killed (fs/pipe.c, mutex_lock). Where splice(2) is refused (O_APPEND, some devices), and
+ * for what mid still holds then: by read and write. */
 struct relay {
-	int from, to;
-}; /* from -1: done */
+	int from, to; /* from -1: done */
+	int mid[2];
+	size_t in_mid, at, n; /* bytes on their way: in mid; in bytes, from at on */
+	size_t size, due;     /* at once; at all */
+	bool plain;
+	char bytes[PIPE];
+};
 
 static struct relay relays[3];
 static bool suspended; /* the payload, with the front */
+static bool ended;     /* the payload: what there is to relay is no longer its */
 
 /* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
  * typed into). Pipes and sockets cannot give more; /dev/null has nothing to give. */
@@ -17,19 +29,23 @@ static bool harmless(int fd, struct stat *st) {
 }
 
 static int relay(struct nw_run *r, int fd) {
+	struct relay *x = &relays[fd];
 	int p[2], mine = fd == 0 ? 1 : 0;
-	if (pipe2(p, O_CLOEXEC)) return -1;
+	if (pipe2(p, O_CLOEXEC) || pipe2(x->mid, O_CLOEXEC)) return -1;
 	/* The payload may open /dev/stdout again, whatever its id: its own pipe is its own. Only who may trace a holder finds it in /proc. */
 	if (fchmod(p[0], 0666)) return -1;
 	r->std[fd] = p[!mine];
-	relays[fd] = fd == 0 ? (struct relay){ 0, p[1] } : (struct relay){ p[0], fd };
-	return fcntl(p[mine], F_SETFL, fd == 0 ? O_NONBLOCK : 0);
+	x->from = fd == 0 ? 0 : p[0];
+	x->to = fd == 0 ? p[1] : fd;
+	x->size = PIPE;
+	x->due = SIZE_MAX;
+	return fcntl(p[mine], F_SETFL, O_NONBLOCK);
 }
 
 int nwp_relay_open(struct nw_run *r) {
 	struct stat st, out;
 	for (int fd = 0; fd < 3; fd++) {
-		relays[fd] = (struct relay){ -1, -1 };
+		relays[fd].from = relays[fd].to = relays[fd].mid[0] = relays[fd].mid[1] = -1;
 		r->std[fd] = fd;
 		if (harmless(fd, &st) || !(r->profile.namespaces & NW_NS_MOUNT)) continue;
 		/* stdout and stderr on one file: one pipe, so that the order of lines stays */
@@ -39,43 +55,87 @@ int nwp_relay_open(struct nw_run *r) {
 	return 0;
 }
 
+/* The payload's end of its stdin stays with us, to see what it leaves in there. */
 void nwp_close_payload_ends(struct nw_run *r) {
-	for (int fd = 0; fd < 3; fd++)
+	for (int fd = r->role == NW_KEEPER ? 0 : 1; fd < 3; fd++)
 		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
+}
+
+static size_t held(const struct relay *x) {
+	return x->in_mid + x->n;
+}
+
+/* A file as stdin is left where the payload stopped reading it, as if it had had the file itself. */
+static void give_back(const struct nw_run *r) {
+	struct stat st;
+	int unread = 0;
+	if (r->std[0] < 3 || fstat(0, &st) || !S_ISREG(st.st_mode) || ioctl(r->std[0], FIONREAD, &unread)) return;
+	(void)lseek(0, -(off_t)(held(&relays[0]) + (size_t)unread), SEEK_CUR); /* a file without a position has none to give back */
 }
 
 static void stop_relay(struct relay *x) {
 	if (x->from > 2) close(x->from);
 	if (x->to > 2) close(x->to); /* the payload sees the end of its stdin */
+	nwp_close(&x->mid[0]);
+	nwp_close(&x->mid[1]);
 	x->from = x->to = -1;
+	x->in_mid = x->n = 0;
 }
 
-/* Output is written whole: files and terminals take it at once. */
-static int carry_out(struct relay *x) {
-	char buffer[65536];
-	ssize_t n = read(x->from, buffer, sizeof buffer);
-	if (n < 0 && errno == EINTR) return 0;
-	if (n <= 0 || nwp_write_all(x->to, buffer, (size_t)n)) stop_relay(x); /* nobody takes it: the payload gets SIGPIPE, as it would have */
-	return (int)n;
+/* Not before it is of use. Refused when the pilot's id has too much of it already: then it stays as it is. */
+static void widen(struct relay *x) {
+	if (x->size == WIDE_PIPE || fcntl(x->mid[0], F_SETPIPE_SZ, WIDE_PIPE) < 0) return;
+	fcntl(x == relays ? x->to : x->from, F_SETPIPE_SZ, WIDE_PIPE);
+	x->size = WIDE_PIPE;
 }
 
-/* Input goes on only as fast as the payload reads: what its pipe did not take is held. */
-static struct {
-	char bytes[65536];
-	size_t at, n;
-} held;
-
-static void carry_in(struct relay *x) {
-	ssize_t n = held.n ? 1 : read(x->from, held.bytes, sizeof held.bytes);
-	if (n < 0 && (errno == EINTR || errno == EAGAIN)) return;
-	if (n <= 0) {
-		stop_relay(x);
-		return;
+/* Either of these: bytes carried, 0 at the end, -1 with errno. Any error of splice(2) is read's or write's to confirm. */
+static ssize_t take(struct relay *x) {
+	size_t most = x->due < x->size ? x->due : x->size;
+	ssize_t n = x->plain ? -1 : splice(x->from, NULL, x->mid[1], NULL, most, SPLICE_F_NONBLOCK);
+	if (n > 0) x->in_mid = (size_t)n;
+	else if (n < 0 && (x->plain || (errno != EAGAIN && errno != EINTR))) {
+		x->plain = true;
+		n = read(x->from, x->bytes, most < sizeof x->bytes ? most : sizeof x->bytes);
+		x->at = 0;
+		x->n = n > 0 ? (size_t)n : 0;
 	}
-	if (!held.n) held.n = (size_t)n, held.at = 0;
-	n = write(x->to, held.bytes + held.at, held.n);
-	if (n < 0 && errno != EAGAIN && errno != EINTR) stop_relay(x);
-	if (n > 0) held.at += (size_t)n, held.n -= (size_t)n;
+	if (n > 0 && x->due != SIZE_MAX) x->due -= (size_t)n;
+	return n;
+}
+
+static ssize_t give(struct relay *x) {
+	ssize_t n = x->plain ? -1 : splice(x->mid[0], NULL, x->to, NULL, x->in_mid, SPLICE_F_NONBLOCK);
+	if (n > 0) x->in_mid -= (size_t)n;
+	if (n >= 0 || (!x->plain && (errno == EAGAIN || errno == EINTR))) return n;
+	x->plain = true;
+	if (x->n == 0) {
+		if ((n = read(x->mid[0], x->bytes, x->in_mid < sizeof x->bytes ? x->in_mid : sizeof x->bytes)) <= 0) return n;
+		x->in_mid -= (size_t)n;
+		x->at = 0;
+		x->n = (size_t)n;
+	}
+	n = write(x->to, x->bytes + x->at, x->n);
+	if (n > 0) x->at += (size_t)n, x->n -= (size_t)n;
+	return n;
+}
+
+/* What the payload could not be told, since it had not the file itself, its pilot is told. */
+static void fault(struct nw_run *r, const struct relay *x) {
+	static const char *const name[] = { "stdin could not be read", "stdout could not be written", "stderr could not be written" };
+	if (errno == EPIPE || errno == EISDIR || (x == relays && errno == EBADF)) return;
+	nw_fail(&r->stdio, NW_INTERNAL, "NW-STDIO", "the payload's %s to its end: %s", name[x - relays], strerror(errno));
+}
+
+/* One step: what is held goes on as fast as it is taken, and only then more comes. The end of one side is the end of the other: a payload gets its
+ * SIGPIPE, as it would have. */
+static void carry(struct nw_run *r, struct relay *x) {
+	ssize_t n = held(x) ? 1 : take(x);
+	if (n > 0 && held(x) >= PIPE) widen(x);
+	if (n > 0) n = give(x);
+	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) return;
+	if (n < 0) fault(r, x);
+	stop_relay(x);
 }
 
 int nwp_cgroup(const struct nw_run *r, const char *file, const char *text) {
@@ -86,7 +146,7 @@ int nwp_cgroup(const struct nw_run *r, const char *file, const char *text) {
 
 static void kill_all(struct nw_run *r, const char *why) {
 	if (!r->why) r->why = why;
-	nwp_cgroup(r, "cgroup.kill", "1"); /* at once: among 2,000 processes that fork, init's own death waits for its turn */
+	nwp_cgroup(r, "cgroup.kill", "1");                 /* at once: among 2,000 processes that fork, init's own death waits for its turn */
 	if (nwp_pidfd_signal(r->init_fd, SIGKILL)) return; /* already gone */
 	nwp_pidfd_signal(r->payload_fd, SIGKILL);
 }
@@ -134,6 +194,10 @@ void nwp_relay_leave(struct nw_run *r) {
 	for (int i = 0; i < 3; i++) stop_relay(&relays[i]);
 }
 
+static void abandon(void) {
+	for (int i = 0; i < 3; i++) stop_relay(&relays[i]);
+}
+
 /* What the pilot sends us is meant for the payload. Job control stops both. */
 static void forward(struct nw_run *r, int fd) {
 	struct signalfd_siginfo s;
@@ -149,8 +213,13 @@ static void forward(struct nw_run *r, int fd) {
 		raise(SIGSTOP);
 		if (r->role == NW_ALONE) hold(r, SIGCONT);
 		return;
-	default: order(r, (unsigned char)s.ssi_signo);
+	case SIGCONT:
+	case SIGWINCH:
+	case SIGURG: break;
+	default:
+		if (ended) abandon(); /* a reader who does not read must not keep us from ending */
 	}
+	order(r, (unsigned char)s.ssi_signo);
 }
 
 static void take_end(struct nw_run *r) {
@@ -202,45 +271,75 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 	}
 }
 
+/* Who we watch, and until when. */
+struct watch {
+	int signals, *control, pilot, look;
+	uint64_t wall, kill; /* ms; UINT64_MAX: never */
+};
+
+static bool relaying(void) {
+	return relays[1].from >= 0 || relays[2].from >= 0;
+}
+
+static void poll_relay(const struct relay *x, struct pollfd *p) {
+	bool on = held(x) > 0;
+	p[0] = (struct pollfd){ on ? x->to : x->from, on ? POLLOUT : POLLIN, 0 };
+	p[1] = (struct pollfd){ on ? -1 : x->to, 0, 0 }; /* its reader has gone: no more is taken from the pilot for it */
+}
+
+static void move(struct nw_run *r, struct relay *x, const struct pollfd *p) {
+	if (x->from < 0) return;
+	if (p[1].revents) stop_relay(x);
+	else if (p[0].revents) carry(r, x);
+	if (ended && held(x) == 0 && (x->due == 0 || !p[0].revents)) stop_relay(x);
+}
+
 /* After the payload's end what its pipes still hold is carried over. Not until they are closed: it may have sent one out of its
- * namespace (SCM_RIGHTS), and whoever has it must not keep us. */
-static void drain(void) {
-	for (int i = 0, more; i < 3; i++) {
-		if (i == 0 || relays[i].from < 0 || ioctl(relays[i].from, FIONREAD, &more)) more = 0;
-		while (more > 0 && relays[i].from >= 0) more -= carry_out(&relays[i]);
-		stop_relay(&relays[i]);
+ * namespace (SCM_RIGHTS), and whoever has it must not keep us. Nor must a reader without a pilot who misses him. */
+static void see_end(const struct nw_run *r) {
+	ended = true;
+	if (r->role != NW_KEEPER) give_back(r);
+	stop_relay(&relays[0]);
+	for (int i = 1, more; i < 3; i++) relays[i].due = relays[i].from >= 0 && ioctl(relays[i].from, FIONREAD, &more) == 0 ? (size_t)more : 0;
+}
+
+static void turn(struct nw_run *r, struct watch *w) {
+	struct pollfd p[10] = { { w->signals, POLLIN, 0 }, { *w->control, POLLIN, 0 }, { w->pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
+	for (int i = 0; i < 3; i++) poll_relay(&relays[i], p + 4 + 2 * i);
+	int orphaned = r->caller.parent >= 0 && w->pilot < 0;
+	int ms = ended ? (orphaned ? 1000 : -1) : timeout(w->wall, w->kill, r->role == NW_KEEPER ? LOOK_MS : 3600000);
+	int n = poll(p, 10, ms);
+	bool broken = n < 0 && errno != EINTR;
+	if (broken) order(r, NW_PILOT_DIED);
+	if (p[0].revents) forward(r, w->signals);
+	for (int i = 0; i < 3; i++) move(r, &relays[i], p + 4 + 2 * i);
+	if (p[2].revents) {
+		order(r, NW_PILOT_DIED);
+		w->pilot = -1;
 	}
+	if (ended && (n == 0 || broken)) abandon();
+	if (ended) return;
+	if (p[3].revents) obey(r);
+	if (p[1].revents) (r->role == NW_FRONT ? nwp_front_hear : take_end)(r);
+	if (r->role == NW_KEEPER && w->wall != UINT64_MAX) follow(r, w->look);
+	check_time(r, &w->wall, &w->kill);
 }
 
 /* Alone: everything. The front: the pilot's side. The keeper: the payload's side, and the front. */
 void nwp_supervise(struct nw_run *r) {
 	bool front = r->role == NW_FRONT, keeper = r->role == NW_KEEPER;
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
-	uint64_t wall = front ? UINT64_MAX : r->start_mono_ms + (want && want < max ? want : max), kill = UINT64_MAX;
-	int signals = keeper ? -1 : open_signals(), pilot = r->caller.parent, *control = front ? &r->keeper : &r->init_sock;
+	struct watch w = { -1, front ? &r->keeper : &r->init_sock, r->caller.parent, -1, UINT64_MAX, UINT64_MAX };
 	char stat[32];
+	if (!front) w.wall = r->start_mono_ms + (want && want < max ? want : max);
+	if (!keeper) w.signals = open_signals();
 	snprintf(stat, sizeof stat, "/proc/%d/stat", (int)r->front_pid);
-	int look = keeper ? open(stat, O_RDONLY | O_CLOEXEC) : -1;
-	while (*control >= 0) {
-		struct pollfd p[7] = { { signals, POLLIN, 0 }, { *control, POLLIN, 0 }, { pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
-		p[4] = held.n && relays[0].to >= 0 ? (struct pollfd){ relays[0].to, POLLOUT, 0 } : (struct pollfd){ relays[0].from, POLLIN, 0 };
-		for (int i = 1; i < 3; i++) p[4 + i] = (struct pollfd){ relays[i].from, POLLIN, 0 };
-		if (poll(p, 7, timeout(wall, kill, keeper ? LOOK_MS : 3600000)) < 0 && errno != EINTR) order(r, NW_PILOT_DIED);
-		if (p[0].revents) forward(r, signals);
-		for (int i = 0; i < 3; i++)
-			if (p[4 + i].revents && relays[i].from >= 0) i ? (void)carry_out(&relays[i]) : carry_in(&relays[i]);
-		if (p[2].revents) {
-			order(r, NW_PILOT_DIED);
-			pilot = -1;
-		}
-		if (p[3].revents) obey(r);
-		if (p[1].revents) (front ? nwp_front_hear : take_end)(r);
-		if (keeper && wall != UINT64_MAX) follow(r, look);
-		check_time(r, &wall, &kill);
-	}
-	nwp_close(&look);
+	if (keeper) w.look = open(stat, O_RDONLY | O_CLOEXEC);
+	while (*w.control >= 0) turn(r, &w);
+	nwp_close(&w.look);
 	r->end_mono_ms = nwp_now_ms();
 	if (!front) nwp_end_processes(r);
-	drain();
-	nwp_close(&signals);
+	see_end(r);
+	while (relaying()) turn(r, &w);
+	nwp_close(&w.signals);
 }

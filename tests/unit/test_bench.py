@@ -10,6 +10,7 @@ from bench import table
 from bench.cases import Case
 from bench.measure import Kill, Memory, Times
 from bench.node import compiled
+from bench.relay import SIZE, Flow, Idle
 from tests.need import need
 
 
@@ -78,3 +79,15 @@ def test_memory_is_judged_together():
     lines = table.of_memory([Memory("setuid", "launcher", 4000, 2000), Memory("setuid", "init", 3000, 1500)])
     assert lines[-1].split()[2:4] == ["7000", "3500"]
     assert lines[-1].endswith("MISSED")
+
+
+def test_bytes_through_stdio_are_judged_by_the_median_and_only_where_they_are_carried():
+    lines = table.of_flows([Flow("a", [SIZE / 1.9e9, SIZE / 1.9e9, SIZE / 9e9], True), Flow("b", [SIZE / 2.1e9] * 3, True), Flow("c", [9.0], False)])
+    assert [line.split()[-1] for line in lines[1:]] == ["MISSED", "kept", lines[3].split()[-1]]
+    assert lines[1].split()[1:3] == ["1.90", "9.00"]
+    assert "kept" not in lines[3]
+    assert "MISSED" not in lines[3]
+
+
+def test_idle_time_is_judged_by_its_share():
+    assert [line.split()[-1] for line in table.of_idle([Idle("a", 2.9), Idle("b", 3.1)])[1:]] == ["kept", "MISSED"]

@@ -1,0 +1,178 @@
+"""Files as the payload's stdin, stdout and stderr: the launcher carries them (csrc/supervise.c), byte for byte, and nothing of the pilot's changes by it (I14)."""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import hashlib
+import os
+import random
+import socket
+import subprocess
+import time
+
+import pytest
+
+from tests.fusefs import FuseFs
+from tests.need import need
+from tests.node import until
+
+PIPE, WIDE = 64 << 10, 256 << 10
+#: Around what a pipe holds, before and after it was widened.
+SIZES = [0, 1, 4095, 4096, 4097, PIPE - 1, PIPE, PIPE + 1, WIDE - 1, WIDE, WIDE + 1, PIPE + WIDE, 3 * WIDE + 12345]
+#: Writes its stdin to its stdout in pieces of 1 to 9,000 bytes.
+PIECES = "import os, random\nrandom.seed(7)\nwhile data := os.read(0, random.randint(1, 9000)):\n    assert os.write(1, data) == len(data)"
+#: Sends its stdout out of its namespaces, to a socket at the path given, and ends.
+SEND_OUT = """
+import array, os, socket, sys
+os.write(1, b"before\\n")
+out = socket.socket(socket.AF_UNIX)
+out.connect(sys.argv[1])
+out.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [1]))])
+"""
+
+
+def python(code, *words):
+    return ("/usr/bin/python3", "-I", "-c", code, *words)
+
+
+def carried(node, command, source, target, mode="wb", kind="map", profile="batch", **more):
+    """Exit status and stderr of a payload between two files."""
+    with open(source, "rb") as stdin, open(target, mode) as stdout:
+        process = node.site.start(node.argv(kind, command, profile, **more), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab"], ids=["spliced", "appended"])
+def test_every_size_passes_unchanged_in_one_piece_and_in_many(node, tmp_path, mode):
+    """An appending target takes no splice(2): what is under way then goes by write(2)."""
+    source, target = tmp_path / "in", tmp_path / "out"
+    rest = random.Random(3)
+    for size, command in [(size, ["/bin/cat"]) for size in SIZES] + [(SIZES[-1], python(PIECES))]:
+        data = rest.randbytes(size)
+        source.write_bytes(data)
+        target.write_bytes(b"")
+        assert carried(node, command, source, target, mode) == (0, b"")
+        assert hashlib.sha256(target.read_bytes()).digest() == hashlib.sha256(data).digest(), size
+
+
+def test_pilot_may_make_its_file_appending_while_much_is_under_way(node, tmp_path):
+    """Flags belong to the open file, which the pilot shares: splice(2) is refused from then on (EINVAL), with bytes in the launcher's own pipe."""
+    target = tmp_path / "out"
+    code = "import os\nblock = bytes(range(256)) * 1024\nfor i in range(400):\n    os.write(1, block)"
+    with open(target, "wb") as stdout:
+        process = node.site.start(node.argv("map", python(code)), stdin=subprocess.DEVNULL, stdout=stdout)
+        until(lambda: target.stat().st_size > WIDE, "it writes")
+        while process.poll() is None:
+            for flags in (os.O_APPEND, 0):
+                fcntl.fcntl(stdout, fcntl.F_SETFL, flags)
+                time.sleep(0.001)
+        assert process.returncode == 0
+    assert target.read_bytes() == bytes(range(256)) * 1024 * 400
+
+
+@pytest.mark.parametrize(("want", "size"), [(0, 5000), (1000, 5000), (1000, 10 << 20), (100000, 10 << 20), (5000, 5000)])
+def test_file_as_stdin_is_left_where_the_payload_stopped_reading(node, tmp_path, want, size):
+    """As if it had had the file itself: a shell's `{ nodewrap run -- head -n 1; cat; } <list` goes on with the second line."""
+    source = tmp_path / "in"
+    source.write_bytes(bytes(size))
+    code = f"import os\nn = {want}\nwhile n:\n    n -= len(os.read(0, n))"
+    with open(source, "rb") as stdin:
+        process = node.site.start(node.argv("map", python(code)), stdin=stdin, stdout=subprocess.DEVNULL)
+        assert process.wait(30) == 0
+        assert os.lseek(stdin.fileno(), 0, os.SEEK_CUR) == want
+
+
+def test_flags_of_the_pilots_open_files_stay_as_they_are(node, tmp_path):
+    (tmp_path / "in").write_bytes(bytes(1 << 20))
+    pipe = os.pipe()
+    with open(tmp_path / "in", "rb") as stdin, open(tmp_path / "out", "ab") as stdout:
+        descriptors = (stdin.fileno(), stdout.fileno(), pipe[1])
+        before = [fcntl.fcntl(fd, fcntl.F_GETFL) for fd in descriptors]
+        process = node.site.start(node.argv("map", ["/bin/sh", "-c", "head -c 100; read -r x"]), stdin=stdin, stdout=stdout, stderr=pipe[1])
+        seen = set()
+        while process.poll() is None:
+            seen.add(tuple(fcntl.fcntl(fd, fcntl.F_GETFL) for fd in descriptors))
+            time.sleep(0.001)
+    os.close(pipe[0])
+    os.close(pipe[1])
+    assert seen == {tuple(before)}
+
+
+def test_output_that_the_file_does_not_take_is_an_error_of_the_runs(node, tmp_path):
+    """The payload writes into a pipe and cannot be told: then its pilot is, and does not take the file for whole."""
+    with open("/dev/full", "wb") as full:
+        process = node.site.start(node.argv("map", ["/bin/echo", "lost"]), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 202
+    assert err.startswith(b"nodewrap: NW-STDIO: the payload's stdout could not be written to its end: No space left on device")
+    assert err.count(b"\n") == 1
+    with open(tmp_path / "small", "wb") as small:
+        limited = ["/usr/bin/prlimit", "--fsize=2000000", "--", *map(str, node.argv("map", ["/usr/bin/head", "-c", "3000000", "/dev/zero"]))]
+        process = node.site.start(limited, stdin=subprocess.DEVNULL, stdout=small, stderr=subprocess.PIPE)
+        _, err = process.communicate(timeout=20)
+    assert (process.returncode, b"NW-STDIO" in err, (tmp_path / "small").stat().st_size) == (202, True, 2000000)
+
+
+def test_stdin_that_is_a_directory_is_nobodys_error(node, tmp_path):
+    stdin = os.open(tmp_path, os.O_RDONLY)
+    process = node.site.start(node.argv("map", ["/bin/cat"]), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    os.close(stdin)
+    assert process.communicate(timeout=20) == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_who_has_got_the_payloads_pipe_does_not_keep_the_launcher(setuid_node, home, tmp_path):
+    """Out of its namespaces by a socket in a directory that it was shown: nothing that its holder writes later arrives."""
+    place, target = home / "rendezvous", tmp_path / "out"
+    place.mkdir()
+    os.chown(place, setuid_node.pilot.uid, setuid_node.pilot.gid)
+    with socket.socket(socket.AF_UNIX) as listener, open(target, "wb") as stdout:
+        listener.bind(str(place / "socket"))
+        os.chown(place / "socket", setuid_node.pilot.uid, setuid_node.pilot.gid)
+        listener.listen()
+        argv = setuid_node.argv("map", python(SEND_OUT, str(place / "socket")), options=["--expose", str(place)])
+        process = setuid_node.site.start(argv, stdin=subprocess.DEVNULL, stdout=stdout)
+        listener.settimeout(20)
+        connection, _ = listener.accept()
+        with connection:
+            fds = array.array("i")
+            _, control, _, _ = connection.recvmsg(1, socket.CMSG_SPACE(4))
+            fds.frombytes(control[0][2])
+            began = time.monotonic()
+            os.set_blocking(fds[0], False)
+            while process.poll() is None and time.monotonic() - began < 20:
+                try:
+                    os.write(fds[0], b"after\n")
+                except BlockingIOError:
+                    time.sleep(0.001)
+                except BrokenPipeError:
+                    break
+            assert process.wait(20) == 0
+            os.close(fds[0])
+    (place / "socket").unlink()
+    place.rmdir()
+    assert target.read_text().startswith("before\n")
+
+
+def test_file_system_that_hangs_does_not_keep_the_payload_from_being_killed(setuid_node, tmp_path_factory):
+    """splice(2) from its pipe into such a file would hold the pipe's lock, for which a writer waits without heeding SIGKILL."""
+    need("root", "fuse")
+    place = tmp_path_factory.mktemp("fuse")
+    fs = FuseFs(place, setuid_node.pilot.uid, setuid_node.pilot.gid)
+    before = setuid_node.site.audit_size()
+    try:
+        with open(place / "log", "wb") as stdout:
+            fs.tell(hold="write")
+            argv = setuid_node.argv("map", ["/usr/bin/yes"], options=["--wall", "1s"])
+            process = setuid_node.site.start(argv, stdin=subprocess.DEVNULL, stdout=stdout, stderr=subprocess.PIPE)
+            until(lambda: "cleanup" in setuid_node.actions(before), "it was ended at its wall limit", 15)
+            (record,) = [record for record in setuid_node.site.records(before) if record["event"]["action"] == "cleanup"]
+            assert record["nodewrap"]["cleanup"]["processes_left"] == 0
+            fs.tell(hold=None)
+            assert process.communicate(timeout=20)[1] == b""
+            assert process.returncode == 143
+    finally:
+        fs.tell(hold=None)
+        fs.close()
