@@ -1,5 +1,4 @@
-"""Bytes through a payload's stdin and stdout: files, which the launcher relays, beside the same bytes through cat and a pipe; and what a payload costs that
-says nothing."""
+"""Bytes through a payload's stdin and stdout: files, which the launcher relays, beside the same through cat and a pipe; and what silence costs."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import statistics
 import subprocess
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bench.cases import declared
 from bench.measure import family
@@ -97,17 +96,15 @@ def _once(node: Node, way: Way, source: Path, target: Path) -> float:
     """Seconds; both programs by the pilot's account, the target new each time."""
     site = next(iter(node.places.values())).site
     target.unlink(missing_ok=True)
-    with open(os.devnull, "rb") as nothing, open(os.devnull, "wb") as nowhere:
-        stdin: Any = open(source, "rb") if way.source else nothing
-        last: Any = open(target, "ab" if way.append else "wb") if way.target else nowhere
-        with stdin, last:
-            began = time.monotonic()
-            first = site.start(way.argv, stdin=stdin, stdout=subprocess.PIPE if way.then else last)
-            codes = [] if not way.then else [site.start(way.then, stdin=first.stdout, stdout=last).wait()]
-            codes.append(first.wait())
-            seconds = time.monotonic() - began
-        if first.stdout:
-            first.stdout.close()
+    where = target if way.target else os.devnull
+    with open(source if way.source else os.devnull, "rb") as stdin, open(where, "ab" if way.append else "wb") as last:
+        began = time.monotonic()
+        first = site.start(way.argv, stdin=stdin, stdout=subprocess.PIPE if way.then else last)
+        codes = [] if not way.then else [site.start(way.then, stdin=first.stdout, stdout=last).wait()]
+        codes.append(first.wait())
+        seconds = time.monotonic() - began
+    if first.stdout:
+        first.stdout.close()
     assert not any(codes), (way.name, codes)
     assert not way.target or target.stat().st_size == SIZE, way.name
     return seconds

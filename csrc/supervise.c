@@ -305,14 +305,14 @@ static void see_end(const struct nw_run *r) {
 
 static void turn(struct nw_run *r, struct watch *w) {
 	struct pollfd p[10] = { { w->signals, POLLIN, 0 }, { *w->control, POLLIN, 0 }, { w->pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
-	for (int i = 0; i < 3; i++) poll_relay(&relays[i], p + 4 + 2 * i);
+	for (size_t i = 0; i < 3; i++) poll_relay(&relays[i], p + 4 + 2 * i);
 	int orphaned = r->caller.parent >= 0 && w->pilot < 0;
 	int ms = ended ? (orphaned ? 1000 : -1) : timeout(w->wall, w->kill, r->role == NW_KEEPER ? LOOK_MS : 3600000);
 	int n = poll(p, 10, ms);
 	bool broken = n < 0 && errno != EINTR;
 	if (broken) order(r, NW_PILOT_DIED);
 	if (p[0].revents) forward(r, w->signals);
-	for (int i = 0; i < 3; i++) move(r, &relays[i], p + 4 + 2 * i);
+	for (size_t i = 0; i < 3; i++) move(r, &relays[i], p + 4 + 2 * i);
 	if (p[2].revents) {
 		order(r, NW_PILOT_DIED);
 		w->pilot = -1;

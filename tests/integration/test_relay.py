@@ -1,4 +1,4 @@
-"""Files as the payload's stdin, stdout and stderr: the launcher carries them (csrc/supervise.c), byte for byte, and nothing of the pilot's changes by it (I14)."""
+"""Files as the payload's stdin, stdout and stderr: the launcher carries the bytes, exactly, and nothing of the pilot's changes by it (I14)."""
 
 from __future__ import annotations
 
