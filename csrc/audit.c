@@ -167,6 +167,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	put_facts(&j, d, "nodewrap.subject");
 	put_facts(&j, d, "nodewrap.policy");
 	put_facts(&j, d, "nodewrap.declared");
+	put_facts(&j, d, "nodewrap.image");
 	if (permit && !r->swept && strcmp(action, "authorize")) put_isolation(&j, r);
 	if (ended && !r->swept) put_usage(&j, r);
 	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0) put_cleanup(&j, r);

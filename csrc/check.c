@@ -63,6 +63,7 @@ int nw_decision_check(
 	for (int i = 0; i < d->limits; i++)
 		if (d->limit[i].resource >= RLIM_NLIMITS) return no(e, "an unknown resource limit");
 	if (!is_path(d->workdir) || !is_path(d->cwd)) return no(e, "a directory is not an absolute path");
+	if (d->befores && !is_path(d->before[0])) return no(e, "the program in front of the command is not an absolute path");
 	if (d->umask & ~0777u || d->grace_ms > 600000 || (d->status_fd >= 0 && d->status_fd < 1))
 		return no(e, "umask, grace or status descriptor out of bounds");
 	return 0;

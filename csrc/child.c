@@ -76,11 +76,11 @@ static int send_frame(struct talk *t, struct nw_buf *b, enum nw_frame type, int 
 }
 
 /* A file that the caller named, with the caller's own rights, once (I4). Not a link, not in /proc (there "self" would be us). */
-static int open_for_caller(struct nw_run *r, const char *path) {
+static int open_for_caller(struct nw_run *r, const char *path, int flags) {
 	struct statfs fs;
 	int fd = -1, err;
 	if (path[0] == '/' && nwp_as_caller(r, true) == 0)
-		fd = nwp_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
+		fd = nwp_openat2(AT_FDCWD, path, O_RDONLY | O_NONBLOCK | O_NOCTTY | flags, 0, RESOLVE_NO_MAGICLINKS);
 	else errno = EACCES;
 	err = errno;
 	nwp_as_caller(r, false);
@@ -90,6 +90,19 @@ static int open_for_caller(struct nw_run *r, const char *path) {
 	}
 	errno = err;
 	return fd;
+}
+
+/* An image stays open: what was looked at is what the payload gets. Links are followed, with the caller's rights (on CVMFS most images are
+ * links), and where they led to is for the policy to judge. */
+static int keep_image(struct nw_run *r, int fd) {
+	char link[32], path[4096];
+	snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+	ssize_t n = readlink(link, path, sizeof path - 1);
+	if (n < 0) return -1;
+	path[n] = 0;
+	nwp_close(&r->image.fd);
+	r->image.fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+	return (r->image.path = strdup(path)) && r->image.fd >= 0 ? nwp_look_at(&r->image) : -1;
 }
 
 /* A public trust anchor by its name below a directory that the guard names; links may not lead out of it. */
@@ -116,22 +129,26 @@ static int answer_open(struct talk *t, const unsigned char *body, size_t len, st
 	char name[4096];
 	struct nw_buf b;
 	int fd, err;
-	if (nw_next(&r, &kind) != 1 || kind.tag != 1 || nw_int(&kind, &k) || k < 1 || k > 3 || nw_next(&r, &path) != 1 || path.tag != 2 ||
+	if (nw_next(&r, &kind) != 1 || kind.tag != 1 || nw_int(&kind, &k) || k < 1 || k > 4 || nw_next(&r, &path) != 1 || path.tag != 2 ||
 		nw_is_string(&path, sizeof name - 1) || nw_next(&r, &kind) != 0)
 		return lost(e, "asked for a file in a way that is not known");
 	memcpy(name, path.value, path.len);
 	name[path.len] = 0;
-	fd = k == 1 ? open_for_caller(t->run, name) : open_anchor(t->run, k == 2 ? g->ca_dir : g->voms_dir, name);
+	bool image = k == 4;
+	if (k == 1 || image) fd = open_for_caller(t->run, name, image ? 0 : O_NOFOLLOW);
+	else fd = open_anchor(t->run, k == 2 ? g->ca_dir : g->voms_dir, name);
 	err = fd < 0 ? errno : 0;
 	if (fd >= 0 && fstat(fd, &st)) err = errno;
-	else if (fd >= 0 && !S_ISREG(st.st_mode)) err = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
-	else if (fd >= 0 && st.st_size > CREDENTIAL_MAX) err = EFBIG;
-	nw_frame_begin(&b, NW_SMALL_MAX);
+	else if (fd >= 0 && !S_ISREG(st.st_mode) && !(image && S_ISDIR(st.st_mode))) err = S_ISDIR(st.st_mode) ? EISDIR : EINVAL;
+	else if (fd >= 0 && !image && st.st_size > CREDENTIAL_MAX) err = EFBIG;
+	else if (fd >= 0 && image && keep_image(t->run, fd)) err = errno;
+	nw_frame_begin(&b, NW_OPEN_MAX);
 	nw_put_int(&b, 1, (uint64_t)err);
 	nw_put_int(&b, 2, st.st_uid);
 	nw_put_int(&b, 3, st.st_mode);
 	nw_put_int(&b, 4, (uint64_t)st.st_size);
 	nw_put_int(&b, 5, st.st_nlink);
+	if (image && !err) nw_put_string(&b, 6, t->run->image.path);
 	err = send_frame(t, &b, NW_OPENED, err ? -1 : fd, e);
 	nwp_close(&fd);
 	return err;

@@ -83,6 +83,8 @@ static const struct row DECISION[] = {
 	{ 24, INT32, ONE(nw_decision, umask) },
 	{ 26, FLAG, ONE(nw_decision, alarm) },
 	{ 27, TEXT, ONE(nw_decision, syslog), .max = 4096 },
+	{ 28, TEXT, MANY(nw_decision, before, befores, NW_BEFORE), .max = 4095 },
+	{ 29, FLAG, ONE(nw_decision, image) },
 	{ 0 },
 };
 
@@ -185,6 +187,12 @@ static const struct {
 	{ "declared.fqan", "nodewrap.declared.fqans", true },
 	{ "declared.job_id", "nodewrap.declared.job_id", false },
 	{ "declared.id", "nodewrap.declared.id", false },
+	{ "declared.image", "nodewrap.declared.image", false },
+	{ "image.path", "nodewrap.image.path", false },
+	{ "image.kind", "nodewrap.image.kind", false },
+	{ "image.digest", "nodewrap.image.digest", false },
+	{ "image.file", "nodewrap.image.file", false },
+	{ "image.runtime", "nodewrap.image.runtime", false },
 	{ "args.sha256", "process.args_sha256", false },
 	{ "reason", "event.reason", false },
 	{ "caller.name", "nodewrap.pilot.name", false },

@@ -19,6 +19,7 @@
 #define NW_LIMITS 16
 #define NW_FILES 4
 #define NW_FACTS 160
+#define NW_BEFORE 128
 
 enum nw_verdict { NW_SAY, NW_PERMIT, NW_DENY, NW_MISTAKE, NW_ERROR };
 
@@ -52,11 +53,11 @@ struct nw_fact {
 
 struct nw_decision {
 	int verdict, exit, mode, status_fd;
-	bool exclusive, search, alarm;
+	bool exclusive, search, alarm, image; /* image: what was opened as such is to be shown */
 	uint32_t umask;
 	const char *code, *text, *profile, *workdir, *cwd, *syslog;
 	uint64_t argv_from, wall_ms, grace_ms;
-	int accounts, maps, exposes, keeps, sets, limits, files, facts;
+	int accounts, maps, exposes, keeps, sets, limits, files, facts, befores;
 	struct nw_account account[NW_ACCOUNTS]; /* from here on: as many as are used are cleared and filled */
 	struct nw_mapping map[1];
 	const char *expose[NW_EXPOSE], *set[NW_SET];
@@ -64,6 +65,7 @@ struct nw_decision {
 	struct nw_limit limit[NW_LIMITS];
 	struct nw_file file[NW_FILES];
 	struct nw_fact fact[NW_FACTS];
+	const char *before[NW_BEFORE]; /* words in front of the payload's argv */
 };
 
 /* Decode body[0..len) into *d; strings are copied into arena, which must hold len + 1 bytes. 0, or -1 with *e (NW-CHILD). */

@@ -67,6 +67,18 @@ const char *nwp_env(char *const *env, const char *name) {
 	return NULL;
 }
 
+/* The words of a container's runtime, then the payload's own. */
+static char **build_argv(struct nw_run *r) {
+	struct nw_decision *d = &r->decision;
+	char **own = r->caller.argv + d->argv_from, **argv;
+	size_t n = (size_t)r->caller.argc - d->argv_from;
+	if (!d->befores) return own;
+	if (!(argv = calloc((size_t)d->befores + n + 1, sizeof *argv))) return NULL;
+	for (int i = 0; i < d->befores; i++) argv[i] = (char *)(uintptr_t)d->before[i];
+	memcpy(argv + d->befores, own, n * sizeof *own);
+	return argv;
+}
+
 /* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. */
 static void search_and_exec(const char *name, char **argv, char **env) {
 	const char *path = nwp_env(env, "PATH");
@@ -124,11 +136,11 @@ static void await_maps(struct nw_run *r, int sock) {
 
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	struct nw_msg ready = { .what = NW_NEWS_READY };
-	char **argv = r->caller.argv + r->decision.argv_from, **env, go, loginuid[16];
+	char **argv = build_argv(r), **env, go, loginuid[16];
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
 	sigset_t none;
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
-	if (setsid() < 0 || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
+	if (setsid() < 0 || !argv || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	await_maps(r, sock);
 	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
 	if (!r->launcher->privileged) prctl(PR_SET_DUMPABLE, 1);
@@ -161,6 +173,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	if (filter && nw_lock(filter, len)) give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
 	if (r->decision.search && !strchr(argv[0], '/')) search_and_exec(argv[0], argv, env);
 	else execve(argv[0], argv, env);
+	if (r->decision.befores) give_up(sock, 125, NW_INTERNAL, "NW-APPTAINER", "cannot execute (see \"nodewrap doctor\")", argv[0]);
 	give_up(sock, errno == ENOENT || errno == ENOTDIR ? 127 : 126, errno == ENOENT || errno == ENOTDIR ? 127 : 126, "NW-EXEC", "cannot execute",
 		argv[0]);
 }

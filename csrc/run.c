@@ -155,7 +155,7 @@ static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 
 void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
 	r->launcher = l;
-	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
+	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->image.fd = r->image.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
 		-1;
 	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;

@@ -133,6 +133,7 @@ struct nw_run {
 	void *said; /* the child's frame, which the decision's strings lie in */
 	struct nw_identity id;
 	struct nw_dir work, expose[NW_EXPOSE];
+	struct nw_dir image;          /* of a container: a file or a directory */
 	enum nw_handover how; /* of the work directory */
 	struct timespec given; /* when the payload got it; 0: not known */
 	int64_t given_ahead;   /* of CLOCK_BOOTTIME, then */
@@ -209,6 +210,9 @@ int nwp_sweep_main(int argc, char **argv);
 int nwp_record(struct nw_run *r, const char *action, const struct nw_err *why, bool sync, struct nw_err *e);
 void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, int code);
 void nwp_glexec_syslog(struct nw_run *r);
+
+/* Where the payload finds its image: a name in our own root, so that nothing of the profile's or the pilot's can be there. Twin: apptainer.py */
+#define NW_IMAGE "/.image"
 
 /* workdir.c: the caller's directories, opened once, as the caller */
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);

@@ -30,6 +30,8 @@ int nwp_open_dirs(struct nw_run *r, struct nw_err *e) {
 	if (nwp_open_dir(r, &r->work, r->decision.workdir, e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
 		if (nwp_open_dir(r, &r->expose[i], r->decision.expose[i], e)) return -1;
+	if (r->decision.image && (r->image.fd < 0 || !(r->profile.namespaces & NW_NS_MOUNT)))
+		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "the policy child wants an image shown that it has not opened, or where it cannot be");
 	return 0;
 }
 
@@ -62,12 +64,16 @@ static bool idmap(struct nw_dir *d, int ns) {
 	return ns >= 0 && mount_setattr(d->mnt, "", AT_EMPTY_PATH, &a, sizeof a) == 0;
 }
 
+static uid_t owner(const struct nw_dir *d) {
+	struct stat st;
+	return fstat(d->fd, &st) ? (uid_t)-1 : st.st_uid;
+}
+
 /* Only after the sweep: a dead run of the same directory has given it back by now. */
 static int check_owner(const struct nw_run *r, const struct nw_dir *d, struct nw_err *e) {
-	struct stat st = { 0 };
-	if (d->fd < 0 || (fstat(d->fd, &st) == 0 && st.st_uid == r->caller.uid)) return 0;
+	if (d->fd < 0 || owner(d) == r->caller.uid) return 0;
 	return nw_fail(
-		e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", d->path, st.st_uid);
+		e, NW_USAGE, "NW-WORKDIR-OWNER", "%s: belongs to uid %u, not to the caller; give a directory of the pilot's", d->path, owner(d));
 }
 
 /* Exposed directories too: what one payload leaves there the next one can use, whatever its id, and on disk all is the pilot's. One that
@@ -77,11 +83,15 @@ int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e) {
 	for (int i = 0; i < r->decision.exposes; i++)
 		if (check_owner(r, &r->expose[i], e)) return -1;
 	bool mounts = r->launcher->privileged && r->profile.namespaces & NW_NS_MOUNT, other = r->id.uid != r->caller.uid;
-	int ns = mounts && other && (r->work.fd >= 0 || r->decision.exposes) ? idmap_namespace(r) : -1, bad = 0;
+	bool image = mounts && r->decision.image;
+	int ns = mounts && other && (r->work.fd >= 0 || r->decision.exposes || image) ? idmap_namespace(r) : -1, bad = 0;
 	for (int i = 0; mounts && !bad && i < r->decision.exposes; i++) {
 		bad = detach(&r->expose[i], e);
 		if (!bad) idmap(&r->expose[i], ns);
 	}
+	if (!bad && image) bad = detach(&r->image, e);
+	/* One that only the pilot may read is readable for its payload. */
+	if (!bad && image && owner(&r->image) == r->caller.uid) idmap(&r->image, ns);
 	if (!bad && mounts && r->work.fd >= 0) bad = detach(&r->work, e);
 	if (!bad && other && r->work.fd >= 0) r->how = mounts && idmap(&r->work, ns) ? NW_IDMAP : NW_CHOWN;
 	nwp_close(&ns);

@@ -6,7 +6,7 @@ Nothing here is trusted by the launcher. Facts for the record are gathered as th
 import os
 import pwd
 
-from nodewrap import digest, environment, glexec, model, request, wire
+from nodewrap import digest, environment, glexec, model, request, usage, wire
 from nodewrap.policy import evaluate
 
 TYPE_CHECKING = False
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 PERMIT = 1
 VERDICTS = {203: 2, 201: 3, 202: 4}
-KINDS = {"caller": 1, "ca": 2, "voms": 3}
+KINDS = {"caller": 1, "ca": 2, "voms": 3, "image": 4}
 CREDENTIAL_MAX = 1 << 20
 ERRNO = {
     2: "does not exist", 13: "cannot be read by the caller", 20: "leads through a file", 21: "is a directory", 22: "is not a regular file",
@@ -46,9 +46,12 @@ class Request:
 
 
 class Caller:
-    """Looked up before the lock, while files can still be read: account name, group names (when policy asks for them), delegated ids."""
+    """Looked up before the lock, while files can still be read: account name, group names (when policy asks for them), delegated ids.
 
-    __slots__ = ("delegated", "gid", "groups", "name", "uid")
+    containers: why a container's runtime cannot work here, by program (nodewrap.apptainer.missing).
+    """
+
+    __slots__ = ("containers", "delegated", "gid", "groups", "name", "uid")
 
     def __init__(self, uid: int, gid: int, policy: "dict[str, Any]") -> None:
         self.uid, self.gid = uid, gid
@@ -58,6 +61,16 @@ class Caller:
             self.name = ""
         self.groups = _group_names(self.name, gid) if _groups_matter(policy) else []
         self.delegated = _delegated(self.name, uid) if os.geteuid() == uid else None
+        self.containers: dict[str, str] = _containers(policy)
+
+
+def _containers(policy: "dict[str, Any]") -> "dict[str, str]":
+    """Sites without images pay nothing for the backend: its module is loaded here, or never."""
+    if not any(rule.get("image") for rule in policy["rules"]):
+        return {}
+    from nodewrap import apptainer
+
+    return apptainer.missing(policy)
 
 
 def _groups_matter(policy: "dict[str, Any]") -> bool:
@@ -125,9 +138,18 @@ class Files:
         """A file of the caller's, or b"" when it cannot be had."""
         return self._open("caller", path)[2]
 
-    def _open(self, kind: str, path: str) -> "tuple[int, tuple[int, int, int], bytes]":
+    def image(self, path: str) -> "tuple[int, int, str, int]":
+        """A file or directory that the launcher keeps for the payload to see: (errno, descriptor, where it really is, uid of its owner)."""
+        fields, fd = self._ask("image", path)
+        error, uid = wire.integer(fields[0][1]), wire.integer(fields[1][1])
+        return error, fd, "" if error else fields[5][1].decode("utf-8", "surrogateescape"), uid
+
+    def _ask(self, kind: str, path: str) -> "tuple[list[tuple[int, bytes]], int]":
         wire.send(self._sock, wire.OPEN, [(1, KINDS[kind]), (2, path)])
-        fields, fd = wire.receive(self._sock, wire.OPENED)
+        return wire.receive(self._sock, wire.OPENED)
+
+    def _open(self, kind: str, path: str) -> "tuple[int, tuple[int, int, int], bytes]":
+        fields, fd = self._ask(kind, path)
         error, uid, mode, _, links = (wire.integer(value) for _, value in fields)
         if error:
             return error, (0, 0, 0), b""
@@ -164,6 +186,8 @@ def _bypass(
     no: model.Refusal, ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", record: "list[tuple[str, str]]",
 ) -> "list[tuple[int, object]]":
     """An internal error is never a permit by itself: only where the site says so, after its bans, log-only, and always with an alarm (I11)."""
+    if ask.image or no.code == "NW-APPTAINER":
+        return refusal(no, record, ask.status_fd)  # without its container it would be another run than the one that is permitted
     claimed = model.Subject("none", *ask.declared.get("subject", [""]), *ask.declared.get("vo", [""]))
     verdict = evaluate.on_internal_error(policy, _facts(ask, req, caller, claimed))
     if not verdict.permit:
@@ -185,9 +209,39 @@ def _decide(
         raise model.Refusal(verdict.exit, verdict.code, verdict.text, verdict.alarm)
     if pem and credentials is not None:
         _not_the_pilots(subject, req, files, credentials)
+    front, more = _container(ask, req, caller, policy, verdict, files, record)
     _no_secret_inside(ask, req)
     source = pem if ask.source_proxy == ask.credential else files.credential(ask.source_proxy, req.uid) if ask.source_proxy else b""
-    return _permit(ask, req, caller, policy, verdict, source, record)
+    return _permit(ask, req, caller, policy, verdict, source, record, more) + front
+
+
+def _container(
+    ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", verdict: model.Verdict, files: Files, record: "list[tuple[str, str]]",
+) -> "tuple[list[tuple[int, object]], list[str]]":
+    """What a container adds to the decision, and to the environment. Empty for a run in none."""
+    if not (ask.image or verdict.image) or ask.argv_from == len(req.argv):
+        return [], []
+    if not verdict.image:
+        raise model.Refusal(203, "NW-IMAGE-DENIED", "no image is allowed here (set by image in a [[rule]]); leave --image out, or ask the site")
+    from nodewrap import apptainer
+
+    asked, rule, profile = ask.image, verdict.image, policy["profiles"].get(verdict.profile, {})
+    ask.image = apptainer.chosen(ask, rule)
+    if not ask.image:
+        return [], []
+    apptainer.ready(caller.containers, rule, profile, verdict.profile)
+    error, fd, path, owner = files.image(ask.image)
+    if error:
+        why = apptainer.ERRNO.get(error, os.strerror(error))
+        raise model.Refusal(201, "NW-IMAGE", f"{usage.shown(ask.image)} {why}; name a SIF file or the directory of an image")
+    image = apptainer.examine(fd, ask.image, path, owner, rule)
+    record += apptainer.facts(image)
+    apptainer.readable(image, req.uid, req.launcher, verdict.identity, bool(caller.delegated))
+    if any(apptainer.orders(entry) for entry in ask.env_set):
+        raise model.Refusal(201, "NW-IMAGE", "--env: a variable of the container's runtime is the site's to set; leave it out")
+    before = apptainer.words(rule, ask)
+    ask.image, ask.search = image.path, False
+    return [(28, word) for word in before] + [(29, 1)], apptainer.settings(image, asked)
 
 
 def _evaluate(ask: model.Ask, policy: "dict[str, Any]", facts: model.Facts) -> model.Verdict:
@@ -207,6 +261,7 @@ def _cut(text: str) -> str:
 
 def _declared(ask: model.Ask) -> "list[tuple[str, str]]":
     found = [("declared." + name, value) for name in ("subject", "vo", "fqan") for value in ask.declared.get(name, [])]
+    found += [("declared.image", ask.image)] * bool(ask.image)
     return found + [("declared.job_id", ask.job_id)] * bool(ask.job_id) + [("declared.id", ask.declared_id)] * bool(ask.declared_id)
 
 
@@ -267,7 +322,7 @@ def _fingerprint(pem: bytes, credentials: "Any") -> str:
 
 
 def _no_secret_inside(ask: model.Ask, req: Request) -> None:
-    for top in [ask.workdir, *ask.expose]:
+    for top in [ask.workdir, ask.image, *ask.expose]:
         for path in _pilot_secrets(req):
             if top and path != ask.credential and (path + "/").startswith(top + "/"):
                 raise model.Refusal(201, "NW-WORKDIR-SECRET", f"{path} is the pilot's and lies in {top}, which the payload gets; keep it elsewhere")
@@ -275,10 +330,16 @@ def _no_secret_inside(ask: model.Ask, req: Request) -> None:
 
 def _permit(
     ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", verdict: model.Verdict, source: bytes, record: "list[tuple[str, str]]",
+    container: "list[str] | None" = None,
 ) -> "list[tuple[int, object]]":
     identity = verdict.identity
     target = _target(ask, req, identity) if source else ""
     keep, new = _environment(ask, req, caller, policy, verdict, target)
+    if container:
+        from nodewrap import apptainer
+
+        keep = [index for index in keep if not apptainer.orders(usage.decode(req.env[index]))]
+        new = [entry for entry in new if not apptainer.orders(entry)] + container
     fields: list[tuple[int, object]] = [(1, 1), (2, PERMIT), (6, verdict.mode), (7, verdict.profile), (14, ask.argv_from), (15, int(ask.search))]
     fields += [(24, 0o077 if ask.style == "run" else 0o022)]
     fields += [(8, account) for account in _accounts(ask, identity, new)] + [(9, int(bool(identity.get("exclusive"))))]

@@ -21,6 +21,7 @@ FACTS = {
     **dict.fromkeys(("subject.dn", "subject.issuer", "subject.sub", "subject.vo", "subject.assurance", "subject.serial", "subject.expires"), False),
     **dict.fromkeys(("subject.credential", "rule.name", "rule.ruleset", "policy.digest", "declared.subject", "declared.vo"), False),
     **dict.fromkeys(("declared.job_id", "declared.id", "args.sha256", "reason", "caller.name"), False),
+    **dict.fromkeys(("declared.image", "image.path", "image.kind", "image.digest", "image.file", "image.runtime"), False),
     **dict.fromkeys(("subject.fqan", "declared.fqan", "note"), True),
 }
 
@@ -104,6 +105,8 @@ class Decision:
     umask: int = 0o077
     alarm: bool = False
     syslog: bytes | None = None
+    before: list[bytes] = field(default_factory=list)
+    image: bool = False
 
 
 # ---- reading ----
@@ -163,7 +166,7 @@ _DECISION: Table = {
     14: ("argv_from", _u64, 0), 15: ("search", _flag, 0), 16: ("keep", _id, 4096), 17: ("set", _text(131072), 512), 18: ("wall_ms", _u64, 0),
     19: ("grace_ms", _u64, 0), 20: ("limit", _struct(Limit, _LIMIT, {1, 2}), 16), 21: ("status_fd", _up_to(255), 0),
     22: ("file", _struct(File, _FILE, {1, 2, 3, 4}), 4), 23: ("fact", _struct(Fact, _FACT, {1, 2}), 160), 24: ("umask", _id, 0),
-    26: ("alarm", _flag, 0), 27: ("syslog", _text(4096), 0),
+    26: ("alarm", _flag, 0), 27: ("syslog", _text(4096), 0), 28: ("before", _text(4095), 128), 29: ("image", _flag, 0),
 }
 
 
@@ -239,7 +242,7 @@ def _rest_fits(decision: Decision, args: int, envs: int) -> bool:
     return (
         (decision.argv_from < args or (decision.argv_from == args and bool(decision.file)))
         and all(index < envs for index in decision.keep)
-        and all(map(_is_path, paths))
+        and all(map(_is_path, [*paths, *decision.before[:1]]))
         and all(len(file.content) <= MAX_FILE and not file.mode & ~0o700 for file in decision.file)
         and all(limit.resource < RESOURCES for limit in decision.limit)
         and not decision.umask & ~0o777 and decision.grace_ms <= MAX_GRACE_MS and decision.status_fd != 0

@@ -1,5 +1,7 @@
 """SHA-256 without OpenSSL: ``hashlib`` loads libcrypto, 2.5 ms of every start, for the one digest that a request needs. Hot path."""
 
+__all__ = ["args_sha256", "sha256"]
+
 try:
     from _sha2 import sha256  # type: ignore[import-not-found]  # CPython 3.12 and later; typeshed does not know it
 except ImportError:

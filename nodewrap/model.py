@@ -74,11 +74,11 @@ class Ask:
     declared: claims of ``--declare`` by name (subject, vo, fqan: list under "fqan"). workdir: absolute path or "".
     env_set: list of "NAME=value" from ``--env``. status_fd: -1 when absent. job_id: free text or "". declared_id: GLEXEC_ID.
     argv_from: index into argv at which the payload's command starts. search: look the command up in PATH.
-    expose: caller's directories to show inside. wall_s: 0 when not asked for.
+    expose: caller's directories to show inside. wall_s: 0 when not asked for. image: absolute path of a container image, or "".
     """
 
     __slots__ = (
-        "argv_from", "credential", "declared", "declared_id", "env_set", "expose", "job_id", "mode", "profile",
+        "argv_from", "credential", "declared", "declared_id", "env_set", "expose", "image", "job_id", "mode", "profile",
         "search", "source_proxy", "status_fd", "style", "target_proxy", "wall_s", "workdir",
     )
 
@@ -94,6 +94,7 @@ class Ask:
         self.workdir = ""
         self.env_set: list[str] = []
         self.expose: list[str] = []
+        self.image = ""
         self.status_fd = -1
         self.job_id = ""
         self.argv_from = 0
@@ -128,10 +129,10 @@ class Verdict:
 
     permit False: ``exit`` (203, or 202), ``code`` and ``text`` say why. steps: every step taken, in order, for ``explain`` and the record.
     rule: name of the deciding rule, ban or stance. identity: see docs/policy.md, "compiled identity". limits: wall_s, grace_s and
-    RLIMIT values by number under ``rlimits``. env: ``{"keep": [patterns], "set": {NAME: value}}``.
+    RLIMIT values by number under ``rlimits``. env: ``{"keep": [patterns], "set": {NAME: value}}``. image: the rule's, {} when it has none.
     """
 
-    __slots__ = ("alarm", "code", "env", "exit", "identity", "limits", "mode", "permit", "profile", "rule", "steps", "text")
+    __slots__ = ("alarm", "code", "env", "exit", "identity", "image", "limits", "mode", "permit", "profile", "rule", "steps", "text")
 
     def __init__(self) -> None:
         self.permit = False
@@ -144,5 +145,6 @@ class Verdict:
         self.identity: dict[str, Any] = {}
         self.limits: dict[str, Any] = {}
         self.env: dict[str, Any] = {}
+        self.image: dict[str, Any] = {}
         self.steps: list[str] = []
         self.alarm = False

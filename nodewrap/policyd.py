@@ -26,6 +26,7 @@ from typing import Any, NoReturn
 
 import prctl
 
+from nodewrap import apptainer as _warm  # noqa: F401  loaded here, not in each worker
 from nodewrap import credentials, serve, wire
 from nodewrap.doctor.node import distrust
 from nodewrap.guard import Guard, GuardError, parse_guard

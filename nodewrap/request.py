@@ -22,6 +22,7 @@ how
 where
   --workdir DIR        your directory that becomes the payload's, seen at the same path, and its current directory
   --expose DIR         another directory of yours to be seen inside (may be repeated)
+  --image IMG          run in a container of this image: a SIF file or a directory, one that the site's policy allows
   --env NAME=VALUE     set a variable for the payload (may be repeated)
 answer
   --status-fd N        write what happens to descriptor N (3 or higher), one JSON object a line
@@ -36,7 +37,6 @@ MODES = ("switch", "map", "log-only")
 #: Options that the architecture (section 7) has and this version has not, with what serves instead.
 LATER = {
     "--token": "--credential or --declare", "--envelope": "--credential or --declare", "--input": "--workdir or --expose", "--output": "--workdir",
-    "--image": "a container runtime as the command",
 }
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 WALL_MAX = 366 * 86400
@@ -145,6 +145,10 @@ def _workdir(ask: model.Ask, value: str, cwd: bytes) -> None:
     ask.workdir = _directory("--workdir", value, cwd)
 
 
+def _image(ask: model.Ask, value: str, cwd: bytes) -> None:
+    ask.image = _directory("--image", value, cwd)
+
+
 def _expose(ask: model.Ask, value: str, cwd: bytes) -> None:
     if len(ask.expose) >= EXPOSE_MAX:
         raise usage.mistake("LIMIT", f"--expose is given more than {EXPOSE_MAX} times; expose a directory above them")
@@ -188,5 +192,5 @@ def _wall(ask: model.Ask, value: str, cwd: bytes) -> None:
 REPEATED = frozenset(("--declare", "--env", "--expose"))
 OPTIONS = {
     "--mode": _mode, "--profile": _profile, "--credential": _credential, "--declare": _declare, "--workdir": _workdir, "--expose": _expose,
-    "--env": _env, "--status-fd": _status_fd, "--job-id": _job_id, "--wall": _wall,
+    "--image": _image, "--env": _env, "--status-fd": _status_fd, "--job-id": _job_id, "--wall": _wall,
 }

@@ -9,14 +9,14 @@ say() { printf '%s\n' "$*"; }
 
 if command -v apt-get >/dev/null; then
     build='gcc make libc6-dev libcap-dev libffi-dev libseccomp2 python3-venv python3-dev'
-    more='voms-clients uidmap openssl bubblewrap cppcheck clang-tidy clang pandoc acl attr'
+    more='voms-clients uidmap openssl bubblewrap cppcheck clang-tidy clang pandoc acl attr busybox-static squashfs-tools squashfuse'
     has() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'; }
     install='apt-get install -y --no-install-recommends'
     refresh='apt-get update -q'
 elif command -v dnf >/dev/null; then
     # EL: pandoc and cppcheck come from CRB and EPEL, voms-clients-cpp from EPEL; glibc-static and the headers from CRB.
     build='gcc make glibc-devel libcap-devel libffi-devel libseccomp python3-devel'
-    more='glibc-static voms-clients-cpp shadow-utils openssl bubblewrap cppcheck clang clang-tools-extra pandoc acl attr'
+    more='glibc-static voms-clients-cpp shadow-utils openssl bubblewrap cppcheck clang clang-tools-extra pandoc acl attr busybox squashfs-tools squashfuse apptainer'
     has() { rpm -q --quiet "$1" || rpm -q --quiet --whatprovides "$1"; }
     install='dnf install -y'
     refresh=:
@@ -60,4 +60,8 @@ export DEBIAN_FRONTEND=noninteractive
 install_all required $(missing $build)
 # shellcheck disable=SC2086,SC2046
 install_all optional $(missing $more)
+# Debian before trixie has no apptainer: the tests' own, unpacked below build/.
+if command -v apt-get >/dev/null && ! command -v apptainer >/dev/null; then
+    packaging/apptainer.sh build/apptainer || say 'no apptainer (optional): the tests that use it will say so'
+fi
 say 'dependencies: done'

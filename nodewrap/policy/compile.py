@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nodewrap import environment, model, profiles
-from nodewrap.policy import accounts, defaults, lint, names, schema
+from nodewrap.policy import accounts, defaults, images, lint, names, schema
 from nodewrap.policy.positions import Path
 from nodewrap.policy.source import Sources
 from nodewrap.policy.store import FORMAT
@@ -242,8 +242,40 @@ class _Compiler:
             "name": table["name"], "when": self._when(path, table.get("when", {})), **self._terms(path, table), "profiles": table["profile"],
             "identities": [self._identity(self._place_of(path, n), one, pools) for n, one in enumerate(table["identity"])],
             "limits": _limits({**self.limits, **table["limits"]}) if "limits" in table else self.base_limits,
-            "env": _added(self.env, table.get("env", {})),
+            "env": _added(self.env, table.get("env", {})), "image": self._image(path, table),
         }
+
+    def _image(self, path: Path, table: Table) -> Table:
+        """What ``nodewrap.apptainer`` works with, {} for a rule without images. The site's and the rule's binds and options add up."""
+        site, own, listed = {**defaults.APPTAINER, **self.document.get("apptainer", {})}, table.get("apptainer", {}), table.get("image", [])
+        if not listed:
+            for key in ("backend", "apptainer"):
+                if key in table:
+                    self.report((*path, key), "NW-POLICY-MISSING", f"{key} without images allows nothing; next: add image = [PATH or pattern, …]")
+            return {}
+        if not any(images.suits(self.profiles.get(name, {})) for name in table["profile"]):
+            text = f"no container can be made in {', '.join(table['profile'])}: it takes pid and mount namespaces and nested_userns; next: add batch"
+            self.report((*path, "profile"), "NW-POLICY-CONTRADICTION", text)
+        plain = [one for one in listed if "*" not in one]
+        return {
+            "names": listed, "patterns": [names.tree_pattern(one[1:].split("/")) for one in listed], "required": "backend" in table,
+            "default": plain[0] if plain else "", "pinned": self._pinned((*path, "image"), plain), "program": own.get("program", site["program"]),
+            "bind": [*site["bind"], *own.get("bind", [])],
+            "options": ["--" + one for one in dict.fromkeys([*site["options"], *own.get("options", [])])],
+        }
+
+    def _pinned(self, path: Path, plain: list[str]) -> Table:
+        """Files that are named one by one: digested now, since a start cannot wait for it, and held to what they were."""
+        found: Table = {}
+        for one in plain if self.lookup is accounts.lookup else ():
+            try:
+                real, known = images.pin(one)
+            except OSError as error:
+                self.report(path, "NW-POLICY-IMAGE", f"{one}: {error.strerror}; next: correct it, or apply again when it is there", True)
+                continue
+            if known:
+                found[one] = found[real] = known
+        return found
 
     def _place_of(self, rule: Path, number: int) -> Path:
         """Where identity ``number`` of a rule is written: it may be one table, or a list of them."""

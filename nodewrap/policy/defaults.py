@@ -34,4 +34,5 @@ CREDENTIALS: dict[str, Any] = {
     "allow_limited": True, "allow_plain": False, "allow_without_voms": False, "clock_skew": 300, "max_proxy_lifetime": 0,
     "crl": "if-present", "signing_policy": "require",
 }
+APPTAINER: dict[str, Any] = {"program": "/usr/bin/apptainer", "bind": [], "options": []}
 GLEXEC: dict[str, Any] = {"profile": "compat", "preserve_env": []}

@@ -337,6 +337,9 @@ def _permit(view: _View, rule: "dict[str, Any]") -> bool:
     for need in rule["needs"]:
         view.step("needs " + need)
     _grant(verdict, identity, profile, rule["limits"], rule["env"])
+    verdict.image = rule.get("image", {})
+    if verdict.image:
+        view.step("image: one of " + ", ".join(verdict.image["names"]))
     return True
 
 

@@ -229,6 +229,8 @@ _host = matching(r"[A-Za-z0-9.*-]*(\[\d+-\d+\])?[A-Za-z0-9.*-]*", 'a host name, 
 _hosts = matching(r"@?[A-Za-z0-9.*_-]*(\[\d+-\d+\])?[A-Za-z0-9.*-]*", '"@GROUP" of [hosts], a host name, a pattern or a range')
 _env = matching(r"[A-Za-z0-9_*]{1,128}", "a variable's name, or a pattern such as OMP_*")
 _variable = matching(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "a variable's name")
+_image = matching(r"(/(?!\.\.?(/|$))[^/\x00-\x1f]+)+", "an absolute path without '..', or a pattern such as /cvmfs/images.example.org/*")
+_bind = matching(r"(/[!#-+\--9;-\[\]-~]*)(:/[!#-+\--9;-\[\]-~]*)?(:ro|:rw)?", "SOURCE, SOURCE:TARGET or SOURCE:TARGET:ro, absolute paths")
 _uids = matching(r"[1-9][0-9]{0,9}(-[1-9][0-9]{0,9})?", 'a uid or a range, in quotes: "1000" or "2000-2999"')
 _mode = choice("switch", "map", "log-only")
 _stance = choice("no", "allow", "require", "undecided")
@@ -260,6 +262,12 @@ _LIMITS = table({
     "processes": integer(1, 4_000_000), "files": integer(16, 1_048_576),
 })
 _ENV = table({"keep": listed(_env), "strip": listed(_env), "set": named(text, _variable)})
+_APPTAINER = table({
+    "program": matching(r"(/(?!\.\.?(/|$))[!-.0-~]+)+", "an absolute path without blanks"), "bind": listed(_bind),
+    "options": listed(choice(
+        "nv", "rocm", "writable-tmpfs", "fakeroot", "unsquash", "underlay", "no-init", "no-umask", "cleanenv", "pid", "ipc", "userns", "no-privs",
+    )),
+})
 _LIABILITY = table({"by": text, "on": day, "reference": text}, required=("by", "on", "reference"))
 
 POLICY = table({
@@ -270,6 +278,7 @@ POLICY = table({
         {
             "name": _name, "when": _WHEN, "identity": many(_IDENTITY), "profile": many(_profile), "limits": _LIMITS, "env": _ENV,
             "needs": many(_name), "liability": _LIABILITY, "not_before": first_moment, "expires": last_moment, "comment": text,
+            "image": many(_image), "backend": choice("apptainer"), "apptainer": _APPTAINER,
         },
         required=("name", "identity", "profile"),
     )),
@@ -283,6 +292,7 @@ POLICY = table({
     "env": _ENV,
     "limits": _LIMITS,
     "profile": named(as_is, _profile),
+    "apptainer": _APPTAINER,
     "glexec": table({"profile": _profile, "preserve_env": listed(_env)}),
     "credentials": table({
         "allow_limited": flag, "allow_plain": flag, "allow_without_voms": flag, "clock_skew": duration, "max_proxy_lifetime": duration,

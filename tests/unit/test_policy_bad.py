@@ -48,6 +48,20 @@ CORPUS = {
         BASE + RULE.replace('vo = "atlas"', 'fqan = ["/atlas*"]'),
         [f"{M}:9: NW-POLICY-VALUE rule.when.fqan is '/atlas*'; next: write an FQAN pattern such as /atlas/* (the group and all below); "
          "a VO's name takes no wildcard"]),
+    "image that is relative": (
+        BASE + RULE.replace('"strict"', '"batch"') + 'image = "images/el9.sif"\n',
+        [f"{M}:12: NW-POLICY-VALUE rule.image is 'images/el9.sif'; next: write an absolute path without '..', "
+         "or a pattern such as /cvmfs/images.example.org/*"]),
+    "image where no container can be made": (
+        BASE + RULE + 'image = "/images/*"\n',
+        [f"{M}:11: NW-POLICY-CONTRADICTION no container can be made in strict: it takes pid and mount namespaces and nested_userns; next: add batch"]),
+    "backend without images": (
+        BASE + RULE + 'backend = "apptainer"\n',
+        [f"{M}:12: NW-POLICY-MISSING backend without images allows nothing; next: add image = [PATH or pattern, …]"]),
+    "option that Apptainer's user must not have": (
+        BASE + RULE.replace('"strict"', '"batch"') + 'image = "/images/*"\napptainer = { options = ["no-prvs"] }\n',
+        [f"{M}:13: NW-POLICY-VALUE rule.apptainer.options is 'no-prvs'; did you mean 'no-privs'?; next: write one of "
+         '"nv", "rocm", "writable-tmpfs", "fakeroot", "unsquash", "underlay", "no-init", "no-umask", "cleanenv", "pid", "ipc", "userns", "no-privs"']),
     "not TOML": (
         BASE + "[[rule]\n",
         [f"{M}:7: NW-POLICY-SYNTAX not TOML in column 7: Expected ']]' at the end of an array declaration; next: correct this line"]),

@@ -58,7 +58,7 @@ def test_abbreviated_and_unknown_options_are_refused(word):
     assert refused(word, "map", "true") == "NW-USAGE-OPTION"
 
 
-@pytest.mark.parametrize("name", ["--token", "--envelope", "--input", "--output", "--image"])
+@pytest.mark.parametrize("name", ["--token", "--envelope", "--input", "--output"])
 def test_options_of_a_later_version_are_refused_by_name(name):
     assert refused(name, "x", "--", "true") == "NW-OPTION"
 

@@ -1,0 +1,244 @@
+"""Payloads in containers (docs/apptainer.md), by the real Apptainer: every mode and launcher, images good and bad, and what a container may not change."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+
+import pytest
+
+from tests import container
+from tests.need import need
+from tests.node import KINDS, until
+
+SEES = "cat /made-for-the-test; id -u; pwd; echo $HOME; echo kept >made; test -e /proc/1/root/etc && echo peeked; ls -d $1 2>/dev/null; exit 7"
+
+
+@pytest.fixture(scope="module")
+def images(session, home):
+    """A directory of images where no profile shows it. directory, sif: images of root's; own: the pilot's, for itself alone."""
+    need("root")
+    container.program()
+    top = home / "images"
+    top.mkdir()
+    directory, pilot = container.tree(top / "directory"), session.accounts["pilot"]
+    built = container.sif(top / "image.sif", directory, pilot)
+    os.chown(built, 0, 0)
+    shutil.copy2(built, top / "own.sif")
+    os.chown(top / "own.sif", pilot.uid, pilot.gid)
+    (top / "own.sif").chmod(0o600)
+    yield top
+    shutil.rmtree(top)
+
+
+@pytest.fixture
+def work(home, session):
+    path = home / "contained"
+    path.mkdir()
+    os.chown(path, session.accounts["pilot"].uid, session.accounts["pilot"].gid)
+    yield path
+    shutil.rmtree(path)
+
+
+def policy(node, image, more="", site=""):
+    """Every rule allows these images; batch shows the test's Apptainer."""
+    listed = ", ".join(f'"{one}"' for one in image)
+    text = node.policy_text().replace('"batch", "strict"]\n', f'"batch", "strict"]\nimage = [{listed}]\n{more}\n')
+    node.site.policy(f'{text}\n[apptainer]\nprogram = "{container.program()}"\n{site}\n{container.profile()}')
+
+
+@pytest.fixture(params=["setuid", "userns"])
+def boxed(request, images):
+    """A node that allows the images by a pattern."""
+    node = request.getfixturevalue(f"{request.param}_node")
+    policy(node, [f"{images}/*"])
+    return node
+
+
+@pytest.fixture
+def setuid_boxed(setuid_node, images):
+    policy(setuid_node, [f"{images}/*"])
+    return setuid_node
+
+
+def cases():
+    for launcher, kinds in KINDS.items():
+        for kind in kinds:
+            yield from (pytest.param(launcher, kind, image, id=f"{launcher}-{kind}-{image}") for image in ("directory", "own.sif"))
+
+
+@pytest.mark.parametrize(("launcher", "kind", "image"), list(cases()))
+def test_command_runs_in_the_image_under_its_own_identity(request, images, work, launcher, kind, image):
+    if (launcher, kind) == ("userns", "block"):
+        request.getfixturevalue("delegated")
+    node = request.getfixturevalue(f"{launcher}_node")
+    policy(node, [f"{images}/*"])
+    ran = node.sh(kind, SEES, images, options=["--image", images / image, "--workdir", work])
+    if (launcher, kind, image) == ("userns", "block", "own.sif"):  # another id than the pilot's, and no privilege to map the file to it
+        refused(ran, 201, "NW-IMAGE", "chmod")
+        return
+    assert (ran.rc, ran.err) == (7, b""), ran
+    uid = {"static": node.site.accounts.get("user1"), "log-only": node.pilot}.get(kind)
+    said = ran.text.split()
+    assert said[0] == "yes"
+    assert said[1] == str(uid.uid) if uid else said[1].isdigit()
+    assert said[2:] == [str(work), str(work)]
+    assert (work / "made").stat().st_uid == node.pilot.uid
+    assert os.listdir(work) == ["made"]  # the runtime's own files are elsewhere
+    told, digest = ran.record("start")["nodewrap"], hashlib.sha256((images / "own.sif").read_bytes()).hexdigest()
+    info, path = (images / image).stat(), images / image
+    assert told["declared"]["image"] == told["image"]["path"] == str(path)
+    assert told["image"]["file"] == (
+        f"dev={info.st_dev} ino={info.st_ino} size={info.st_size} mtime={info.st_mtime_ns} ctime={info.st_ctime_ns} uid={info.st_uid}")
+    assert (told["image"]["kind"], told["image"].get("digest")) == (("directory", None) if image == "directory" else ("sif", digest_of(path, digest)))
+    assert ran.record("start")["process"]["args"][:2] == ["/bin/sh", "-c"]  # the payload's own words, not the runtime's
+    assert ran.record("exit")["process"]["exit_code"] == 7
+
+
+def digest_of(path, whole):
+    """Files of up to 1 MiB are digested as a whole, larger ones by their head."""
+    if path.stat().st_size <= 1 << 20:
+        return f"sha256:{whole}"
+    return "sha256-first-32768:" + hashlib.sha256(path.read_bytes()[:32768]).hexdigest()
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("exit 203", 204)])
+def test_end_of_the_command_comes_out_as_without_a_container(boxed, images, script, code):
+    ran = boxed.sh("map", script, options=["--image", images / "directory"])
+    assert (ran.rc, ran.out, ran.err) == (code, b"", b"")
+
+
+def test_signal_reaches_the_command_and_nothing_of_the_container_is_left(boxed, images):
+    script = "trap 'echo told; exit 9' TERM; echo up; sleep 60 & sleep 60 & wait"
+    live = boxed.start("map", "/bin/sh", "-c", script, options=["--image", str(images / "own.sif")])
+    assert live.process.stdout.readline() == b"up\n"
+    live.process.terminate()
+    assert live.end()[:2] == (9, b"told\n")
+
+
+def test_pilots_sudden_death_ends_the_container(boxed, images):
+    live = boxed.start("map", "/bin/sh", "-c", "echo up; sleep 60", options=["--image", str(images / "own.sif")])
+    assert live.process.stdout.readline() == b"up\n"
+    live.process.kill()
+    live.process.wait()
+    until(lambda: not any(boxed.leftovers()[kind] for kind in ("processes", "launchers")), "its processes are gone")
+    live.close()
+    boxed.sweep()
+
+
+def test_glexec_and_a_rule_with_a_backend_use_the_rules_own_image(setuid_node, images):
+    policy(setuid_node, [images / "directory"], 'backend = "apptainer"')
+    ran = setuid_node.sh("static", "cat /made-for-the-test; env | grep NODEWRAP_IMAGE")
+    assert (ran.rc, ran.err, ran.text.split()) == (0, b"", ["yes", f"NODEWRAP_IMAGE={images}/directory"]), ran
+    assert "image" not in ran.record("start")["nodewrap"]["declared"]
+    policy(setuid_node, [f"{images}/*"], 'backend = "apptainer"')
+    refused(setuid_node.sh("static", "true"), 201, "NW-IMAGE", "--image")
+
+
+# ---- images that are none, or not this site's ----
+
+
+def refused(ran, code, name, *says):
+    """Refused with that exit code and name, in one line; nothing was started."""
+    assert (ran.rc, ran.out) == (code, b""), ran
+    assert ran.err.startswith(f"nodewrap: {name}: ".encode()), ran
+    assert ran.err.count(b"\n") == 1
+    assert all(word.encode() in ran.err for word in says), ran
+    assert [record["event"]["action"] for record in ran.records] == ["deny" if code == 203 else "error"]
+
+
+def bad_images(top, pilot):
+    """name: (exit code, NW-…, word of the message)."""
+    (top / "text").write_text("#!/bin/sh\necho an image\n")
+    (top / "empty").touch()
+    os.mkfifo(top / "fifo", 0o666)
+    os.mknod(top / "device", 0o666 | 0o020000, os.makedev(1, 3))
+    (top / "locked").mkdir(mode=0o700)
+    container.tree(top / "locked/below")
+    (top / "circle").symlink_to("circle")
+    (top / "out").symlink_to("/")
+    (top / "usr").symlink_to("/usr")
+    (top / "magic").symlink_to("/proc/self/root/usr")
+    return {
+        "missing": (201, "NW-IMAGE", "does not exist"), "text": (201, "NW-IMAGE", "not an image"), "empty": (201, "NW-IMAGE", "not an image"),
+        "fifo": (201, "NW-IMAGE", "neither a file nor a directory"), "device": (201, "NW-IMAGE", "neither a file nor a directory"),
+        "locked/below": (201, "NW-IMAGE", "cannot be read"), "circle": (201, "NW-IMAGE", "links"), "text/below": (201, "NW-IMAGE", "through a file"),
+        "out": (203, "NW-IMAGE-DENIED", "image"), "usr": (203, "NW-IMAGE-DENIED", "/usr"), "magic": (201, "NW-IMAGE", ""),
+    }
+
+
+def test_what_is_no_image_or_is_elsewhere_is_refused_with_the_reason(boxed, images):
+    top = images / "bad"
+    top.mkdir()
+    for name, (code, word, says) in bad_images(top, boxed.pilot).items():
+        refused(boxed.sh("map", "true", options=["--image", top / name]), code, word, says)
+    shutil.rmtree(top)
+    refused(boxed.sh("map", "true", options=["--image", "/usr"]), 203, "NW-IMAGE-DENIED", "/usr")
+
+
+def test_image_without_a_rule_for_images_is_denied(setuid_node, images):
+    setuid_node.open_policy()
+    refused(setuid_node.sh("map", "true", options=["--image", images / "directory"]), 203, "NW-IMAGE-DENIED", "leave --image out")
+
+
+@pytest.mark.parametrize("profile", ["strict", "none"])
+def test_profile_in_which_no_container_can_be_made_is_refused(boxed, images, profile):
+    refused(boxed.sh("map", "true", profile=profile, options=["--image", images / "directory"]), 203, "NW-IMAGE-PROFILE", profile)
+
+
+def test_file_that_the_policy_names_has_its_digest_and_is_refused_once_changed(boxed, images):
+    path = images / "named.sif"
+    shutil.copy2(images / "image.sif", path)
+    policy(boxed, [path])
+    ran = boxed.sh("map", "cat /made-for-the-test", options=["--image", path])
+    assert (ran.rc, ran.out) == (0, b"yes\n"), ran
+    assert ran.record("start")["nodewrap"]["image"]["digest"] == "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+    times = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\1")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # all but ctime is as before
+    refused(boxed.sh("map", "true", options=["--image", path]), 203, "NW-IMAGE-CHANGED", "policy apply")
+    path.unlink()
+
+
+def test_secret_of_the_pilots_in_the_image_is_refused(boxed, images, home):
+    inside = {"X509_USER_PROXY": f"{images}/directory/etc/proxy"}
+    ran = boxed.sh("map", "true", options=["--image", images / "directory"], env=inside)
+    refused(ran, 201, "NW-WORKDIR-SECRET", "etc/proxy")
+
+
+# ---- the runtime ----
+
+
+def test_pilots_words_for_the_runtime_reach_neither_it_nor_the_payload(boxed, images):
+    policy(boxed, [f"{images}/*"], 'env = { keep = ["APPTAINER*", "SINGULARITY*", "KEPT"] }')
+    pilots = {"APPTAINER_BIND": "/usr:/mnt", "APPTAINERENV_EVIL": "1", "SINGULARITYENV_EVIL": "1", "SINGULARITY_BINDPATH": "/usr:/mnt", "KEPT": "1"}
+    ran = boxed.sh("map", "env; ls /mnt", options=["--image", images / "directory"], env=pilots)
+    assert b"KEPT=1" in ran.out, ran
+    assert not re.search(rb"EVIL|/usr:/mnt", ran.out), ran.text
+    refused(boxed.sh("map", "true", options=["--image", images / "directory", "--env", "APPTAINERENV_LD_PRELOAD=/x"]), 201, "NW-IMAGE", "--env")
+
+
+def broken(tmp):
+    (tmp / "interpreter").write_text("#!/not/there\n")
+    (tmp / "interpreter").chmod(0o755)
+    (tmp / "plain").write_text("")
+    return {"missing": "is not there", "plain": "cannot be executed", "interpreter": "cannot execute"}
+
+
+def test_missing_or_broken_runtime_is_an_internal_error_with_the_reason_and_never_a_run_outside(setuid_node, images, session):
+    tmp = session.top / "runtimes"
+    tmp.mkdir()
+    for name, says in broken(tmp).items():
+        text = setuid_node.policy_text().replace('"batch", "strict"]\n', f'"batch", "strict"]\nimage = ["{images}/*"]\n')
+        text = text.replace("[limits]", f'on_internal_error = "log-only"\n\n[apptainer]\nprogram = "{tmp / name}"\n\n[limits]')
+        setuid_node.site.policy(text + f'\n[profile.batch]\nadd = {{ read_only = ["{tmp}"] }}\n')
+        ran = setuid_node.sh("static", "touch /tmp/ran-outside", options=["--image", images / "directory"])
+        assert (ran.rc, ran.out) == (202, b""), ran
+        assert ran.err.startswith(b"nodewrap: NW-APPTAINER: "), ran
+        assert says.encode() in ran.err
+        assert "start" not in [record["event"]["action"] for record in ran.records] or "exit" in [r["event"]["action"] for r in ran.records]
+    shutil.rmtree(tmp)
