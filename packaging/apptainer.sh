@@ -9,6 +9,7 @@ set -eu
 dir=$(realpath -m "${1:?usage: apptainer.sh DIR}")
 if [ -x "$dir/usr/bin/apptainer" ]; then exit 0; fi
 command -v apt-get >/dev/null || { echo 'no apt-get here: install apptainer from EPEL, or the release of its project' >&2; exit 1; }
+# shellcheck disable=SC2016  # apt's own placeholders
 mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | awk '$1 ~ /\/debian$/ { print $1; exit }')
 key=/usr/share/keyrings/debian-archive-keyring.gpg
 [ -n "$mirror" ] && [ -e "$key" ] || { echo 'this apt has no Debian mirror: install apptainer by hand' >&2; exit 1; }

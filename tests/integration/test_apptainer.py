@@ -1,4 +1,4 @@
-"""Payloads in containers (docs/apptainer.md), by the real Apptainer: every mode and launcher, images good and bad, and what a container may not change."""
+"""Payloads in containers (docs/apptainer.md), by the real Apptainer: every mode and launcher, images good and bad, what must stay as it is."""
 
 from __future__ import annotations
 

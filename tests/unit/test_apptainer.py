@@ -36,7 +36,7 @@ def examined(path, allowed, asked=None):
     except model.Refusal as no:
         return no.code
     finally:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(fd)  # closed in every case
 
 

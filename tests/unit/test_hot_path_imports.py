@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HOT = ("model", "wire", "digest", "usage", "request", "glexec", "environment", "apptainer", "policy.names", "policy.evaluate", "policy.store", "decide", "serve")
+HOT = ("model", "wire", "digest", "usage", "request", "glexec", "environment", "policy.names", "policy.evaluate", "policy.store", "decide", "serve")
+HOT += ("apptainer",)  # where the policy has images
 
 #: What a bare ``python3 -I -S -B -c pass`` has loaded anyway is not counted. Beyond it, each written in C: the wire's struct, descriptors over
 #: sockets, compiled policy, comparison of names, digests, account names, and the C core's loader.

@@ -54,14 +54,16 @@ CORPUS = {
          "or a pattern such as /cvmfs/images.example.org/*"]),
     "image where no container can be made": (
         BASE + RULE + 'image = "/images/*"\n',
-        [f"{M}:11: NW-POLICY-CONTRADICTION no container can be made in strict: it takes pid and mount namespaces and nested_userns; next: add batch"]),
+        [f"{M}:11: NW-POLICY-CONTRADICTION no container can be made in strict: "
+         "it takes pid and mount namespaces and nested_userns; next: add batch"]),
     "backend without images": (
         BASE + RULE + 'backend = "apptainer"\n',
         [f"{M}:12: NW-POLICY-MISSING backend without images allows nothing; next: add image = [PATH or pattern, …]"]),
     "option that Apptainer's user must not have": (
         BASE + RULE.replace('"strict"', '"batch"') + 'image = "/images/*"\napptainer = { options = ["no-prvs"] }\n',
         [f"{M}:13: NW-POLICY-VALUE rule.apptainer.options is 'no-prvs'; did you mean 'no-privs'?; next: write one of "
-         '"nv", "rocm", "writable-tmpfs", "fakeroot", "unsquash", "underlay", "no-init", "no-umask", "cleanenv", "pid", "ipc", "userns", "no-privs"']),
+         '"nv", "rocm", "writable-tmpfs", "fakeroot", "unsquash", "underlay", "no-init", "no-umask", "cleanenv", "pid", "ipc", "userns", '
+         '"no-privs"']),
     "not TOML": (
         BASE + "[[rule]\n",
         [f"{M}:7: NW-POLICY-SYNTAX not TOML in column 7: Expected ']]' at the end of an array declaration; next: correct this line"]),
