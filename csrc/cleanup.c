@@ -171,6 +171,6 @@ int nwp_hand_back(struct nw_run *r) {
 		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
 		r->tally.left++;
 	}
-	bad |= remove_files(r);
+	bad |= remove_files(r) | nwp_disk_remove(r);
 	return nwp_clean_ipc(r) || bad ? -1 : 0;
 }

@@ -66,7 +66,7 @@ static int parse_range(const char *s, struct nw_range *r) {
 }
 
 /* One line of either file: its word, how the rest is read, and where it goes. Twice: it may repeat. */
-enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN };
+enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE };
 struct key {
 	const char *word;
 	enum kind kind;
@@ -96,6 +96,7 @@ static const struct key GUARD[] = {
 	{ "ca-dir", PATH, AT(ca_dir), 0, NULL, false },
 	{ "voms-dir", PATH, AT(voms_dir), 0, NULL, false },
 	{ "cgroup", PATH, AT(cgroup), 0, NULL, false },
+	{ "tmp-dir", PATH, AT(tmp_dir), 0, NULL, false },
 	{ "switch-uid", RANGES, AT(switch_uid), LOWEST_ACCOUNT, NULL, false },
 	{ "switch-gid", RANGES, AT(switch_gid), LOWEST_ACCOUNT, NULL, false },
 	{ "map-uid", RANGES, AT(map_uid), LOWEST_ACCOUNT, NULL, false },
@@ -120,6 +121,7 @@ static const struct key PROFILE[] = {
 	{ "slave", BIND, NW_SLAVE, 0, NULL, true },
 	{ "link", LINK, NW_LINK, 0, NULL, true },
 	{ "tmpfs", TMPFS, NW_TMPFS, 0, NULL, true },
+	{ "disk", PLACE, NW_DISK, 0, NULL, true },
 	{ "dev", DEV, NW_DEV, 0, NULL, true },
 	{ "proc", PLAIN, NW_PROC, 0, NULL, false },
 	{ "mqueue", PLAIN, NW_MQUEUE, 0, NULL, false },
@@ -239,6 +241,7 @@ static int take(struct nw_lines *l, const struct key *k, void *base, struct nw_e
 	case LINK: return link(l, base, e);
 	case TMPFS: return tmpfs(l, base, e);
 	case DEV: return dev(l, base, e);
+	case PLACE: return place(l, base, k->at, 2, 1, e) ? 0 : -1;
 	case PLAIN: return place(l, base, k->at, 1, 0, e) ? 0 : -1;
 	default: return one_word(l, k, base, e);
 	}

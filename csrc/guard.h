@@ -33,7 +33,7 @@ struct nw_names {
 struct nw_guard {
 	int launcher; /* nw_launcher_name() */
 	char python[NW_PATH], script[NW_PATH], policyd[NW_PATH], policy[NW_PATH], state[NW_PATH];
-	char audit[NW_PATH], ca_dir[NW_PATH], voms_dir[NW_PATH], cgroup[NW_PATH];
+	char audit[NW_PATH], ca_dir[NW_PATH], voms_dir[NW_PATH], cgroup[NW_PATH], tmp_dir[NW_PATH];
 	bool has_child;
 	uint32_t child_uid, child_gid;
 	int audit_on_failure;
@@ -44,7 +44,7 @@ struct nw_guard {
 };
 
 enum nw_namespace { NW_NS_PID = 1, NW_NS_IPC = 2, NW_NS_UTS = 4, NW_NS_CGROUP = 8, NW_NS_MOUNT = 16, NW_NS_NET = 32 };
-enum nw_op_kind { NW_BIND, NW_SLAVE, NW_LINK, NW_TMPFS, NW_DEV, NW_PROC, NW_MQUEUE, NW_HOME, NW_ACCOUNT_FILES };
+enum nw_op_kind { NW_BIND, NW_SLAVE, NW_LINK, NW_TMPFS, NW_DEV, NW_PROC, NW_MQUEUE, NW_HOME, NW_ACCOUNT_FILES, NW_DISK };
 enum nw_op_flag { NW_OP_RW = 1, NW_OP_OPTIONAL = 2 };
 
 struct nw_op {

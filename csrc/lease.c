@@ -159,6 +159,7 @@ static size_t compose(struct nw_run *r, char *to, size_t max) {
 	l.has_account = id->account, l.account = id->account ? id->account->name : NULL;
 	l.has_lock = id->lock >= 0, l.lock = id->lock_id;
 	l.has_cgroup = r->cgroup[0], l.cgroup = r->cgroup;
+	l.has_disk = r->disk[0], l.disk = r->disk;
 	l.has_work = r->work.fd >= 0, l.path = l.has_work ? r->work.path : NULL;
 	l.how = r->how, l.dev = r->work.dev, l.ino = r->work.ino, l.btime = r->work.btime;
 	l.has_handle = l.has_work && r->how == NW_CHOWN && handle_of(r->work.fd, &l.handle_type, hex), l.handle = hex;

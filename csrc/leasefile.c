@@ -30,6 +30,7 @@ static const struct rule {
 	{ "account", "e", OPTIONAL, AT(has_account), { AT(account) } },
 	{ "lock", "u", OPTIONAL, AT(has_lock), { AT(lock) } },
 	{ "cgroup", "e", OPTIONAL, AT(has_cgroup), { AT(cgroup) } },
+	{ "disk", "e", OPTIONAL, AT(has_disk), { AT(disk) } },
 	{ "work", "hUUU", OPTIONAL, AT(has_work), { AT(how), AT(dev), AT(ino), AT(btime) } },
 	{ "handle", "ue", OPTIONAL, AT(has_handle), { AT(handle_type), AT(handle) } },
 	{ "path", "e", OPTIONAL | MANY, 0, { 0 } },
@@ -43,7 +44,7 @@ static const struct rule {
 };
 
 #define RULES (sizeof rules / sizeof *rules)
-#define READY (1u << 17)
+#define READY (1u << 18)
 
 static int bad(struct nw_err *e, const struct nw_lines *in, const char *what) {
 	return nw_fail(e, NW_INTERNAL, "NW-LEASE", "line %d: %s", in->number, what);
@@ -192,6 +193,7 @@ size_t nw_lease_write(const struct nw_lease *l, char *to, size_t max) {
 	if (l->has_account) encode(&o, "account", l->account);
 	if (l->has_lock) put(&o, "lock %u\n", l->lock);
 	if (l->has_cgroup) encode(&o, "cgroup", l->cgroup);
+	if (l->has_disk) encode(&o, "disk", l->disk);
 	if (l->has_work)
 		put(&o, "work %s %llu %llu %llu\n", nw_handover_name[l->how], (unsigned long long)l->dev, (unsigned long long)l->ino,
 			(unsigned long long)l->btime);

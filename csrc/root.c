@@ -162,11 +162,16 @@ static int do_accounts(struct nw_run *r, int root, struct nw_err *e) {
 }
 
 static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_err *e) {
+	char path[sizeof r->disk + 16];
 	const char *home;
 	struct stat st;
 	bool dir = false;
 	int mnt, at;
 	switch (op->kind) {
+	case NW_DISK:
+		snprintf(path, sizeof path, "%s/%d", r->disk, (int)(op - r->profile.op));
+		mnt = copy_host(path, NW_OP_RW, false, false, &dir, e);
+		return mnt < 0 ? -1 : attach(root, mnt, op->path, dir, e);
 	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, op->size, NULL, e);
 	case NW_DEV: return do_dev(root, op, e);
 	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);

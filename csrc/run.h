@@ -143,6 +143,7 @@ struct nw_run {
 	bool unswept;         /* dead leases that could not be finished are there */
 	char cgroup[NW_PATH * 3]; /* the run's own group, "" when there is none */
 	int cgroup_fd;
+	char disk[NW_PATH + 40]; /* the run's directory below tmp-dir, "" when there is none */
 	pid_t init, payload;     /* as seen from outside */
 	int init_fd, payload_fd; /* pidfds */
 	int init_sock, payload_sock;
@@ -221,6 +222,7 @@ int nwp_open_dir(struct nw_run *r, struct nw_dir *d, const char *path, struct nw
 int nwp_prepare_dirs(struct nw_run *r, struct nw_err *e);
 int nwp_give_work(struct nw_run *r);
 int nwp_take_back(struct nw_run *r);
+int nwp_hear_walk(pid_t p, int fd[2], struct nw_tally *t);
 
 /* isolate.c: init and its namespaces; root.c: its mounts; payload.c: what becomes the payload */
 int nwp_start(struct nw_run *r, struct nw_err *e);
@@ -282,6 +284,11 @@ void nwp_tally_add(struct nw_tally *to, const struct nw_tally *t);
 /* The entries of dir that belong to first..last, with all that is in them and theirs; dir itself stays, and *keep. Adds to *t. Before: become their
  * owner. */
 void nwp_remove_owned(int dir, uid_t first, uid_t last, const struct stat *keep, struct nw_tally *t);
+
+/* disk.c: private directories on disk */
+int nwp_disk_path(struct nw_run *r, struct nw_err *e);
+int nwp_disk_make(struct nw_run *r, struct nw_err *e);
+int nwp_disk_remove(struct nw_run *r);
 
 /* ipc.c: what outlives processes */
 int nwp_share_id(struct nw_run *r, int ids, struct nw_err *e);

@@ -72,6 +72,9 @@ static int check(const struct nw_run *by, const struct nw_lease *l, const char *
 	if (l->has_cgroup && (n < base + 46 || !base || strncmp(l->cgroup, g->cgroup, base) || l->cgroup[base] != '/' || strstr(l->cgroup, "/..") ||
 				     strncmp(l->cgroup + n - 46, "/nodewrap-", 10) || strcmp(l->cgroup + n - 36, l->run)))
 		return broken(e, "its cgroup is not the run's");
+	if (l->has_disk && (!g->tmp_dir[0] || strncmp(l->disk, g->tmp_dir, strlen(g->tmp_dir)) || l->disk[strlen(g->tmp_dir)] != '/' ||
+				   strcmp(l->disk + strlen(g->tmp_dir) + 1, l->run)))
+		return broken(e, "its directory on disk is not the run's below tmp-dir of the guard");
 	return l->has_work && (!l->path || l->path[0] != '/') ? broken(e, "it has a work directory without a path") : 0;
 }
 
@@ -187,6 +190,7 @@ static void rebuild(struct nw_run *r, const struct nw_run *by, const struct nw_l
 	d->facts = l->facts, d->files = l->files;
 	memcpy(d->fact, l->fact, sizeof *l->fact * (size_t)l->facts);
 	for (int i = 0; i < l->files; i++) d->file[i] = (struct nw_file){ .path = l->file[i], .temporary = true };
+	if (l->has_disk) snprintf(r->disk, sizeof r->disk, "%s", l->disk);
 	if (l->has_cgroup && this_boot) {
 		snprintf(r->cgroup, sizeof r->cgroup, "%s", l->cgroup);
 		r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);

@@ -137,17 +137,22 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
+/* The tally of a process that walks, over the pipe whose ends are closed then; -1: it was cut short, or there was none. */
+int nwp_hear_walk(pid_t p, int fd[2], struct nw_tally *t) {
+	close(fd[1]);
+	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
+	bool whole = p > 0 && read(fd[0], t, sizeof *t) == (ssize_t)sizeof *t;
+	close(fd[0]);
+	return p < 0 || nwp_wait(p, -1) || !whole ? -1 : 0;
+}
+
 static int run_walk(struct nw_run *r, const struct nw_dir *d, bool chown, bool to_payload, bool last) {
 	struct nw_tally t;
 	int fd[2];
 	if (pipe2(fd, O_CLOEXEC)) return -1;
 	pid_t us = getpid(), p = fork();
 	if (p == 0) walk(r, d, chown, to_payload, last, us, fd[1]);
-	close(fd[1]);
-	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
-	bool whole = p > 0 && read(fd[0], &t, sizeof t) == (ssize_t)sizeof t;
-	close(fd[0]);
-	if (p < 0 || nwp_wait(p, -1) || !whole) return -1;
+	if (nwp_hear_walk(p, fd, &t)) return -1;
 	nwp_tally_add(&r->tally, &t);
 	return 0;
 }

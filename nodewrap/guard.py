@@ -59,6 +59,7 @@ class Guard:
     ca_dir: str = ""
     voms_dir: str = ""
     cgroup: str = ""
+    tmp_dir: str = ""
     deadline_ms: int = DEFAULT_DEADLINE_MS
     max_wall_s: int = DEFAULT_WALL_S
     caller_uid: tuple[Range, ...] = ()
@@ -211,7 +212,7 @@ def _one_path(words: Words) -> str:
 
 
 GUARD_LINES: dict[str, Callable[[Words], Any]] = {
-    **dict.fromkeys(("python", "script", "policyd", "policy", "state", "audit", "ca-dir", "voms-dir", "cgroup"), _one_path),
+    **dict.fromkeys(("python", "script", "policyd", "policy", "state", "audit", "ca-dir", "voms-dir", "cgroup", "tmp-dir"), _one_path),
     "launcher": lambda words: _choice(_only(words), ("setuid", "socket", "userns")),
     "child": _child,
     "audit-on-failure": lambda words: _choice(_only(words), ("deny", "run-and-flag", "run")),
@@ -281,6 +282,15 @@ def _link(words: Words) -> list[Op]:
     return [Op("link", _below_root(words[0]), words[1])]
 
 
+def _place(kind: str) -> Callable[[Words], list[Op]]:
+    def parse(words: Words) -> list[Op]:
+        if len(words) != 1:
+            raise ValueError("wants a path")
+        return [Op(kind, _below_root(words[0]))]
+
+    return parse
+
+
 def _tmpfs(words: Words) -> list[Op]:
     if len(words) != 3 or not re.fullmatch(r"[0-7]{1,4}", words[1]) or int(words[1], 8) > 0o1777:
         raise ValueError("wants a path, an octal mode up to 1777 and a size in bytes")
@@ -309,7 +319,7 @@ def _namespaces(words: Words) -> tuple[str, ...]:
 
 
 OPS: dict[str, Callable[[Words], list[Op]]] = {
-    "bind": _bind("bind"), "slave": _bind("slave"), "link": _link, "tmpfs": _tmpfs, "dev": _dev,
+    "bind": _bind("bind"), "slave": _bind("slave"), "link": _link, "tmpfs": _tmpfs, "dev": _dev, "disk": _place("disk"),
     "proc": _alone("proc"), "mqueue": _alone("mqueue"), "home": _alone("home"), "accounts": _alone("accounts"),
 }
 #: Lines that stand once in a profile: where their value goes, and how it is read.

@@ -103,6 +103,7 @@ class Lease:
     account: str | None = None
     lock: int | None = None
     cgroup: str | None = None
+    disk: str | None = None
     work: Work | None = None
     handle: Handle | None = None
     path: str = ""
@@ -203,6 +204,7 @@ BEFORE = {
     "run": Line(str, (_uuid,)), "boot": Line(str, (_uuid,)), "time": Line(int, (_64,)), "launcher": Line(Launcher, (str, _pid, _64)),
     "pilot": Line(Pilot, (_32, _32, _32)), "mode": Line(Mode, (_mode, str)), "id": Line(Ids, (_32, _32)), "inside": Line(Ids, (_32, _32)),
     "block": Line(Block, (_32, _32)), "account": Line(str, (_decoded,)), "lock": Line(int, (_32,)), "cgroup": Line(str, (_decoded,)),
+    "disk": Line(str, (_decoded,)),
     "work": Line(Work, (_how, _64, _64, _64)), "handle": Line(Handle, (_32, _decoded)), "path": Line(str, (_decoded,)),
     "file": Line(str, (_decoded,)), "fact": Line(_pair, (_fact, _decoded)), "ready": Line(bool),
 }
@@ -301,6 +303,8 @@ def _values(lease: Lease) -> Iterator[tuple[str, Any]]:
         yield "lock", (lease.lock,)
     if lease.cgroup is not None:
         yield "cgroup", lease.cgroup
+    if lease.disk is not None:
+        yield "disk", lease.disk
     if lease.work is not None:
         yield "work", lease.work
     if lease.handle is not None:

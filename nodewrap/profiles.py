@@ -95,6 +95,12 @@ def _tmpfs(value: Any) -> Iterator[str]:
             yield f"{path}: {size!r} is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"
 
 
+def _disk(value: Any) -> Iterator[str]:
+    yield from _path(value)
+    if str(value).endswith("?"):
+        yield f"{value!r}: a private directory is always there, leave the '?' out"
+
+
 def _add(value: Any) -> Iterator[str]:
     if not isinstance(value, dict):
         yield f"{value!r} is not a table of lists to append to"
@@ -112,11 +118,11 @@ KEYS: dict[str, Callable[[Any], Iterator[str]]] = {
     "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_choice("abstract")),
     "on_missing": _choice("refuse", "degrade"), "hostname": _hostname,
     "system": _paths, "read_only": _paths, "writable": _paths, "follow": _paths, "follow_writable": _paths,
-    "tmpfs": _tmpfs, "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag, "accounts": _flag,
+    "tmpfs": _tmpfs, "disk": _each(_disk), "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag, "accounts": _flag,
 }
-ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "system")
+ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "disk", "devices", "system")
 #: Keys that need a mount namespace to mean anything.
-ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "devices", "proc", "mqueue", "home", "accounts")
+ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "disk", "devices", "proc", "mqueue", "home", "accounts")
 
 
 def _suggest(word: Any, known: Any) -> str:
@@ -168,7 +174,7 @@ def _together(name: str, table: Table) -> Iterator[str]:
 
 def _twice(table: Table) -> Iterator[str]:
     seen: dict[str, str] = {}
-    for key in ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs"):
+    for key in ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "disk"):
         for path in table.get(key, ()):
             bare = path.rstrip("?")
             if bare in seen:
@@ -268,6 +274,7 @@ def _places(name: str, table: Table, root: str) -> Iterator[tuple[str, str]]:
             yield bare, f"{verb} {mode}{'?' if path != bare else ''} {bare}"
     for path, size in table.get("tmpfs", {}).items():
         yield path, f"tmpfs {path} 1777 {size_bytes(size)}"
+    yield from ((path, f"disk {path}") for path in table.get("disk", ()))
     devices = [device.rstrip("?") for device in table.get("devices", ()) if _is_device(name, device, root)]
     for at in range(0, len(devices), MAX_WORDS - 1):
         yield "/dev", " ".join(["dev", *devices[at:at + MAX_WORDS - 1]])

@@ -56,6 +56,7 @@ FACTS = (
     ("network", lambda table: "loopback only" if "net" in table["namespaces"] else "the host's"),
     ("abstract sockets outside", abstract),
     ("private, in memory", lambda table: joined(f"{path} {size}" for path, size in table["tmpfs"].items()) if isolated(table) else "–"),
+    ("private, on disk", lambda table: joined(table.get("disk", ()))),
     ("read-only", shown),
     ("writable besides the work directory", lambda table: joined(table.get("writable", ()))),
     ("follows the host's mounts", lambda table: joined([*table.get("follow", ()), *(f"{path} rw" for path in table.get("follow_writable", ()))])),

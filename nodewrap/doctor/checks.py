@@ -21,7 +21,7 @@ from nodewrap.guard import NAMESPACES
 
 #: Landlock's version with scopes for abstract sockets and signals (Linux 6.12).
 LANDLOCK_SCOPES = 6
-STATE_SPACE, AUDIT_SPACE = 1 << 20, 100 << 20  # bytes
+STATE_SPACE, AUDIT_SPACE, TMP_SPACE = 1 << 20, 100 << 20, 1 << 30  # bytes
 FILTER_SUFFIX = ".bpf"
 
 
@@ -320,6 +320,16 @@ def _state_directory(node: Node) -> str:
     return node.guard.state if node.guard else ""
 
 
+def _tmp_directory(node: Node) -> str:
+    return node.guard.tmp_dir if node.guard else ""
+
+
+def _tmp(node: Node) -> Finding:
+    if not _tmp_directory(node):
+        return Finding(None, "the guard names no tmp-dir", f"put 'tmp-dir DIR' into {_paths.GUARD}, or use tmpfs in the profile")
+    return _directory(_tmp_directory, TMP_SPACE)(node)
+
+
 def _audit_directory(node: Node) -> str:
     return os.path.dirname(node.guard.audit) if node.guard else ""
 
@@ -335,6 +345,7 @@ CHECKS = (
     Check("tracking", "payloads keep the groups by which a batch system finds processes", _tracking, "name only the batch system's in tracking-gid"),
     Check("state", "leases: no durable lease, no run", _directory(_state_directory, STATE_SPACE), "free space, or correct 'state' in the guard"),
     Check("audit", "records: no durable record, no run", _directory(_audit_directory, AUDIT_SPACE), "free space, or correct 'audit' in the guard"),
+    Check("tmp-dir", "private /tmp on disk, where a profile says disk", _tmp, "free space, or correct 'tmp-dir' in the guard"),
     Check("syslog", "a second place for records", _syslog, "start a syslog service, or write 'syslog no' into the guard"),
     Check("launcher.setuid", "privilege for switch and map", _launcher("setuid"), "make install as root"),
     Check("launcher.userns", "the launcher without privilege", _launcher("userns"), "make install"),

@@ -60,6 +60,8 @@ def _reasons(node: Node, findings: Findings, launcher: str, mode: str, profile: 
     for name in _wanted(profile, side):
         if side == "root" or not name.startswith("caller.") or findings["caller.user"].yes:  # without user namespaces the others follow
             yield from _missing(findings, name, fatal=False)
+    if any(op.kind == "disk" for op in profile.ops):
+        yield from _missing(findings, "tmp-dir", fatal=True)
     if node.guard and node.guard.cgroup:
         yield from _missing(findings, "cgroup", fatal=False)
     if launcher != "userns" and mode != "log-only" and "mount" in profile.namespaces:

@@ -20,6 +20,9 @@ def compare(sources: Sources, policy: Table, guard: Guard, where: str) -> None:
         for why in refused:
             fate = "the rule can never permit" if never else "this mode can never be permitted"
             sources.report((*path, "identity"), "NW-POLICY-GUARD", f"rule {rule['name']!r}: {why}: {fate}; next: change {where} or the rule", True)
+        for name in [name for name in rule["profiles"] if policy["profiles"][name].get("disk") and not guard.tmp_dir]:
+            text = f"rule {rule['name']!r}: profile {name} wants directories on disk, {where} has no tmp-dir: it can never start; next: add that line"
+            sources.report((*path, "profile"), "NW-POLICY-GUARD", text, True)
         if guard.max_wall_s < rule["limits"]["wall_s"]:
             text = f"rule {rule['name']!r}: wall is {rule['limits']['wall_s']} s, {where} ends runs at {guard.max_wall_s} s; next: change one of them"
             sources.report((*path, "limits"), "NW-POLICY-GUARD", text, True)

@@ -34,9 +34,10 @@ deadline-ms 120000
 audit-on-failure run
 syslog yes
 cgroup /sys/fs/cgroup
+tmp-dir /scratch
 """
 PROFILES = profiles.render(profiles.merge(toml.loads((CHECKOUT / "policies/profiles.toml").read_text())["profile"], {})).encode()
-OPS = ("bind", "slave", "link", "tmpfs", "dev", "proc", "mqueue", "home", "accounts")
+OPS = ("bind", "slave", "link", "tmpfs", "dev", "proc", "mqueue", "home", "accounts", "disk")
 RW, OPTIONAL = 1, 2  # enum nw_op_flag
 
 
@@ -62,7 +63,7 @@ def c_guard(data):
         assert error.exit == 202
         assert text(error.text)
         return None
-    names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup")
+    names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup", "tmp_dir")
     bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid", "tracking_gid")
     allow = {mode: tuple(text(guard.allow[at].name[n]) for n in range(guard.allow[at].n)) for at, mode in enumerate(twin.MODES) if guard.allow[at].n}
     return twin.Guard(

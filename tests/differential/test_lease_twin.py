@@ -26,6 +26,7 @@ block 20001 1
 account atlusr01
 lock 20001
 cgroup /sys/fs/cgroup/x%20y/nodewrap-{RUN}
+disk /scratch/nodewrap/{RUN}
 work chown 2049 131 1600000000000000000
 handle 1 0af34c
 path /scratch/%0A
@@ -58,7 +59,7 @@ def from_c(c):
         text(c.run), text(c.boot), c.time_us, lease.Launcher(text(c.launcher), c.front, c.front_ticks),
         lease.Pilot(c.pilot_uid, c.pilot_gid, c.pilot_pid), lease.Mode(lease.MODES[c.mode], text(c.profile)), lease.Ids(c.uid, c.gid),
         lease.Ids(c.inside_uid, c.inside_gid), lease.Block(c.first, c.size), text(c.account) if c.has_account else None,
-        c.lock if c.has_lock else None, text(c.cgroup) if c.has_cgroup else None,
+        c.lock if c.has_lock else None, text(c.cgroup) if c.has_cgroup else None, text(c.disk) if c.has_disk else None,
         lease.Work(lease.HOWS[c.how], c.dev, c.ino, c.btime) if c.has_work else None,
         lease.Handle(c.handle_type, text(c.handle)) if c.has_handle else None, text(c.path), [text(c.file[i]) for i in range(c.files)],
         [(text(c.fact[i].key), text(c.fact[i].value)) for i in range(c.facts)],
@@ -101,6 +102,8 @@ def c_render(told):
         c.has_lock, c.lock = True, told.lock
     if told.cgroup is not None:
         c.has_cgroup, c.cgroup = True, chars(told.cgroup)
+    if told.disk is not None:
+        c.has_disk, c.disk = True, chars(told.disk)
     if told.work:
         c.has_work, c.how, (c.dev, c.ino, c.btime) = True, lease.HOWS.index(told.work.how), told.work[1:]
     if told.handle:
@@ -170,6 +173,7 @@ told_leases = st.builds(
     launcher=st.builds(lease.Launcher, names, pids, big), pilot=st.builds(lease.Pilot, ids, ids, ids),
     mode=st.builds(lease.Mode, st.sampled_from(lease.MODES), names), id=st.builds(lease.Ids, ids, ids), inside=st.builds(lease.Ids, ids, ids),
     block=st.builds(lease.Block, ids, ids), account=st.none() | short, lock=st.none() | ids, cgroup=st.none() | short,
+    disk=st.none() | short,
     work=st.none() | st.builds(lease.Work, st.sampled_from(lease.HOWS), big, big, big),
     handle=st.none() | st.builds(lease.Handle, ids, short), path=anything, files=st.lists(short, max_size=4),
     facts=st.lists(st.tuples(st.sampled_from(sorted(FACTS)), short), max_size=8),

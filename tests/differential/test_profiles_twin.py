@@ -26,7 +26,7 @@ def line(*parts):
 
 LINES = st.one_of(
     line(st.sampled_from(["bind", "slave"]), WAYS, PATHS), line("link", PATHS, PATHS), line("tmpfs", PATHS, MODES, COUNTS), line("dev", NAMES),
-    st.sampled_from(["accounts", "accounts x"]),
+    st.sampled_from(["accounts", "accounts x", "disk /a b"]), line("disk", PATHS),
     st.sampled_from(["proc", "mqueue", "home", "proc x", "# comment", "", " \t", "profile", "unknown x", "landlock abstract", "landlock x", "dev"]),
     st.sampled_from(["on-missing refuse", "on-missing degrade", "on-missing x", "landlock", "hostname"]), line("seccomp", NAMES),
     line("hostname", NAMES),

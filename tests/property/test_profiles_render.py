@@ -21,6 +21,7 @@ TABLES = st.fixed_dictionaries(
         "on_missing": st.sampled_from(["refuse", "degrade", ""]), "hostname": st.text(string.printable, max_size=70),
         "read_only": st.lists(PATHS, max_size=5), "writable": st.lists(PATHS, max_size=5), "follow": st.lists(PATHS, max_size=5),
         "tmpfs": st.dictionaries(PATHS, SIZES, max_size=3), "proc": st.booleans(), "mqueue": st.booleans(), "home": st.booleans(),
+        "disk": st.lists(PATHS, max_size=2), "accounts": st.booleans(),
     },
 )
 
@@ -43,6 +44,7 @@ NAMES = st.lists(st.text(string.ascii_letters, min_size=1, max_size=31), min_siz
 GUARDS = st.builds(
     Guard, launcher=st.sampled_from(["setuid", "socket", "userns"]), python=FILES, script=FILES, policy=FILES, state=FILES, audit=FILES,
     child=st.tuples(st.integers(1, HIGHEST_ID), st.integers(1, HIGHEST_ID)), policyd=st.just("") | FILES, cgroup=st.just("") | FILES,
+    tmp_dir=st.just("") | FILES,
     audit_on_failure=st.sampled_from(["deny", "run-and-flag", "run"]), syslog=st.booleans(), deadline_ms=st.integers(1, 120000),
     max_wall_s=st.integers(1, MAX_WALL_S), caller_uid=RANGES.filter(len), switch_uid=RANGES, switch_gid=RANGES, map_uid=RANGES,
     allow=st.dictionaries(st.sampled_from(MODES), NAMES),

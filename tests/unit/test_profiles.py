@@ -128,7 +128,7 @@ def test_devices_are_given_when_the_node_has_them(node, tmp_path):
     ({"tmpfs": {"/tmp": "1"}}, "profile.x.tmpfs: /tmp: '1' is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"),
     ({"tmpfs": {"/tmp?": "4KiB"}}, "profile.x.tmpfs: '/tmp?': a tmpfs is always there, leave the '?' out"),
     ({"add": {"seccomp": True}},
-     "profile.x.add: 'seccomp' cannot be added to; lists and tables can: read_only, writable, follow, follow_writable, tmpfs, devices, system"),
+     "profile.x.add: 'seccomp' cannot be added to; lists and tables can: read_only, writable, follow, follow_writable, tmpfs, disk, devices, system"),
     ({"like": "Batch"}, "profile.x.like: 'Batch' is not a profile name (lower-case letters, digits, hyphen, at most 31)"),
     ({"devices": ["mapper/x"]}, "profile.x.devices: 'mapper/x' is not the name of a node directly in /dev"),
 ])

@@ -1,0 +1,83 @@
+/* Private directories on disk (profile line "disk"): a directory of the run below the guard's tmp-dir, which nobody but its owner may pass, and in
+ * it one for each place, where anybody may write who sees it: the payload. Named in the lease before it is made. */
+#include "run.h"
+
+/* Only the name, and whether there is a place for it: the lease is first. */
+int nwp_disk_path(struct nw_run *r, struct nw_err *e) {
+	int i = 0, top;
+	while (i < r->profile.n && r->profile.op[i].kind != NW_DISK) i++;
+	if (i == r->profile.n) return 0;
+	if (!r->guard.tmp_dir[0])
+		return nw_fail(e, NW_INTERNAL, "NW-TMP-DIR", "profile %s has %s on disk, and %s names no tmp-dir; add that line or use tmpfs",
+			r->profile.name, r->profile.op[i].path, r->guard_path);
+	if ((top = nwp_open_trusted(r->guard.tmp_dir, nwp_trusted_owner(r), O_RDONLY | O_DIRECTORY, e)) < 0) return -1;
+	close(top);
+	snprintf(r->disk, sizeof r->disk, "%s/%s", r->guard.tmp_dir, r->run); /* 255 and 37 bytes at most: fits into a lease */
+	return 0;
+}
+
+/* The run's own directory, or -1: it is not there (ENOENT, e->exit is 0), or cannot be had. */
+static int open_run(struct nw_run *r, bool make, int *top, struct nw_err *e) {
+	if ((*top = nwp_open_trusted(r->guard.tmp_dir, nwp_trusted_owner(r), O_RDONLY | O_DIRECTORY, e)) < 0) return -1;
+	int fd = make && mkdirat(*top, r->run, 0700) ? -1 : openat(*top, r->run, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0 && (make || errno != ENOENT)) nw_fail(e, NW_INTERNAL, "NW-TMP-DIR", "%s: %s", r->disk, strerror(errno));
+	return fd;
+}
+
+int nwp_disk_make(struct nw_run *r, struct nw_err *e) {
+	char name[16];
+	int top, dir = r->disk[0] ? open_run(r, true, &top, e) : -1, bad = 0;
+	if (dir < 0) return r->disk[0] ? (nwp_close(&top), -1) : 0;
+	for (int i = 0; !bad && i < r->profile.n; i++) {
+		if (r->profile.op[i].kind != NW_DISK) continue;
+		snprintf(name, sizeof name, "%d", i);
+		bad = mkdirat(dir, name, 01777) || fchmodat(dir, name, 01777, 0); /* whatever the umask */
+	}
+	if (bad) nw_fail(e, NW_INTERNAL, "NW-TMP-DIR", "%s: %s", r->disk, strerror(errno));
+	close(dir);
+	close(top);
+	return bad;
+}
+
+/* First what the payload made, with its rights (I8). What is left then is ours, places on which something was mounted among it: with our own. */
+static void __attribute__((noreturn)) clear(struct nw_run *r, int dir, bool own, pid_t us, int out) {
+	const struct nw_identity *id = &r->id;
+	bool in = r->userns >= 0;
+	uid_t first = own ? geteuid() : in ? id->inside_uid : id->first, last = own || in ? first : id->first + id->block - 1;
+	struct nw_tally t = { 0 };
+	int place[NW_OPS], n = 0;
+	DIR *d = own ? NULL : nwp_list(dir);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || (!own && !d)) _exit(1); /* it has the lease's lock */
+	for (struct dirent *x; d && n < NW_OPS && (x = readdir(d));)
+		if (x->d_name[0] != '.' && (place[n++] = openat(dir, x->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) _exit(2);
+	if (own) place[n++] = dir;
+	if (!own && in && setns(r->userns, CLONE_NEWUSER)) _exit(3);
+	if (!own && nwp_become(in ? id->inside_uid : id->uid, in ? id->inside_gid : id->gid, !r->launcher->privileged)) _exit(4);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(5); /* a change of ids took it away */
+	for (int i = 0; i < n; i++) nwp_remove_owned(place[i], first, last, NULL, &t);
+	_exit(nwp_write_all(out, &t, sizeof t) != 0);
+}
+
+static int clear_as(struct nw_run *r, int dir, bool own) {
+	struct nw_tally t = { 0 };
+	int fd[2];
+	if (pipe2(fd, O_CLOEXEC)) return -1;
+	pid_t us = getpid(), p = fork();
+	if (p == 0) clear(r, dir, own, us, fd[1]);
+	int bad = nwp_hear_walk(p, fd, &t);
+	t.entries = t.removed = 0; /* those of a record are the work directory's */
+	nwp_tally_add(&r->tally, &t);
+	return bad;
+}
+
+/* Only after the last process is gone. -1: cut short, to be done again. What could not be removed is told. */
+int nwp_disk_remove(struct nw_run *r) {
+	struct nw_err e = { 0 };
+	int top = -1, dir = r->disk[0] ? open_run(r, false, &top, &e) : -1, bad = e.exit ? -1 : 0;
+	if (dir >= 0) bad = clear_as(r, dir, false) | clear_as(r, dir, true);
+	if (dir >= 0 && !bad && unlinkat(top, r->run, AT_REMOVEDIR) && r->tally.left == 0) bad = -1;
+	if (bad) snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%.250s", r->disk), r->tally.left++;
+	nwp_close(&dir);
+	nwp_close(&top);
+	return bad;
+}
