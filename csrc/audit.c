@@ -76,6 +76,7 @@ static void put_isolation(struct nw_json *j, struct nw_run *r) {
 		if (r->profile.namespaces & 1u << i) on[n++] = kind[i];
 	if (r->userns >= 0 || r->decision.mode == NW_MAP) on[n++] = "user";
 	nw_json_strings(j, "nodewrap.isolation.namespaces", on, n);
+	nw_json_string(j, "nodewrap.isolation.network", r->address ? "private" : r->profile.namespaces & NW_NS_NET ? "none" : "host");
 	nw_json_bool(j, "nodewrap.isolation.seccomp", r->profile.seccomp[0]);
 	nw_json_bool(j, "nodewrap.isolation.own_cgroup", r->cgroup[0]);
 	if (r->decision.workdir) nw_json_string(j, "nodewrap.isolation.workdir", how[r->how]);
@@ -121,6 +122,9 @@ static void put_usage(struct nw_json *j, struct nw_run *r) {
 		(unsigned long long)(r->end_mono_ms - r->start_mono_ms) % 1000);
 	nw_json_string(j, "nodewrap.usage.wall_s", s);
 	nw_json_int(j, "nodewrap.usage.rss_kb", u->ru_maxrss);
+	const char *remote[32];
+	for (int i = 0; i < r->remotes; i++) remote[i] = r->remote[i];
+	if (r->remotes) nw_json_strings(j, "nodewrap.usage.connections", remote, r->remotes);
 }
 
 static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, size_t cap, char *line, size_t max) {
@@ -147,6 +151,10 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 		put_id(&j, "user.id", r->id.uid);
 		if (r->id.account) nw_json_string(&j, "user.name", r->id.account->name);
 		put_id(&j, "user.group.id", r->id.gid);
+	}
+	if (r->address) {
+		snprintf(s, sizeof s, "%u.%u.%u.%u", r->address >> 24, r->address >> 16 & 255, r->address >> 8 & 255, r->address & 255);
+		nw_json_string(&j, "source.ip", s);
 	}
 	put_process(&j, r, ended);
 	put_facts(&j, d, "rule");

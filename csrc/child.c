@@ -194,7 +194,7 @@ static int spawn(struct talk *t, struct nw_err *e) {
 		if ((fd = nwp_open_trusted(must[i], owner, O_PATH, e)) < 0) return -1;
 		close(fd);
 	}
-	if (nwp_seccomp_file(r, "child-load.bpf", &filter, &len, e)) return -1;
+	if (nwp_policy_file(r, "child-load.bpf", &filter, &len, e)) return -1;
 	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) || (t->pid = fork()) < 0) {
 		free(filter);
 		return nw_fail(e, NW_INTERNAL, "NW-CHILD", "cannot start the policy child: %s", strerror(errno));

@@ -66,7 +66,7 @@ static int parse_range(const char *s, struct nw_range *r) {
 }
 
 /* One line of either file: its word, how the rest is read, and where it goes. Twice: it may repeat. */
-enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE };
+enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, NETWORK, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE };
 struct key {
 	const char *word;
 	enum kind kind;
@@ -97,6 +97,8 @@ static const struct key GUARD[] = {
 	{ "voms-dir", PATH, AT(voms_dir), 0, NULL, false },
 	{ "cgroup", PATH, AT(cgroup), 0, NULL, false },
 	{ "tmp-dir", PATH, AT(tmp_dir), 0, NULL, false },
+	{ "netd", PATH, AT(netd), 0, NULL, false },
+	{ "network", NETWORK, 0, 0, NULL, false },
 	{ "switch-uid", RANGES, AT(switch_uid), LOWEST_ACCOUNT, NULL, false },
 	{ "switch-gid", RANGES, AT(switch_gid), LOWEST_ACCOUNT, NULL, false },
 	{ "map-uid", RANGES, AT(map_uid), LOWEST_ACCOUNT, NULL, false },
@@ -114,6 +116,7 @@ static const struct key GUARD[] = {
 static const struct key PROFILE[] = {
 	{ "namespace", NAMESPACES, 0, 0, NULL, false },
 	{ "seccomp", NAME, AT(seccomp), 64, NULL, false },
+	{ "network", NAME, AT(network), 64, NULL, false },
 	{ "hostname", NAME, AT(hostname), 64, NULL, false },
 	{ "landlock", CHOICE, AT(landlock_abstract), 0, ABSTRACT, false },
 	{ "on-missing", CHOICE, AT(degrade), 0, MISSING, false },
@@ -141,6 +144,23 @@ static int ranges(struct nw_lines *l, struct nw_ranges *to, uint64_t lowest, str
 	for (int i = 1; i < l->words; i++, to->n++)
 		if (parse_range(l->word[i], &to->r[to->n]) || to->r[to->n].first < lowest)
 			return bad(l, e, "wants ranges first-last, none of 0; those of payloads begin at 1000, tracking-gid at 201");
+	return 0;
+}
+
+/* A.B.C.D/BITS, the host's bits zero, so that text and range agree. From /8 to /30: smaller ones hold no two payloads. */
+static int network(struct nw_lines *l, struct nw_guard *g, struct nw_err *e) {
+	uint64_t part[5] = { 0 };
+	char *word = l->words == 2 ? l->word[1] : NULL;
+	for (int i = 0; word && i < 5; i++) {
+		size_t n = strcspn(word, i < 3 ? "." : "/");
+		bool last = !word[n];
+		word[n] = 0;
+		word = last == (i == 4) && nw_number(word, i < 4 ? 255 : 30, &part[i]) == 0 ? word + n + 1 : NULL;
+	}
+	uint64_t address = part[0] << 24 | part[1] << 16 | part[2] << 8 | part[3], mask = (uint32_t)(~0ull << (32 - part[4]));
+	if (!word || part[4] < 8 || address & ~mask) return bad(l, e, "wants the address of a network and its bits, as in 10.200.0.0/16, from /8 to /30");
+	g->network = (uint32_t)address;
+	g->netmask = (uint32_t)mask;
 	return 0;
 }
 
@@ -235,6 +255,7 @@ static int take(struct nw_lines *l, const struct key *k, void *base, struct nw_e
 	switch (k->kind) {
 	case RANGES: return ranges(l, (struct nw_ranges *)(void *)((char *)base + k->at), k->bound, e);
 	case CHILD: return child(l, base, e);
+	case NETWORK: return network(l, base, e);
 	case ALLOW: return allow(l, base, e);
 	case NAMESPACES: return namespaces(l, base, e);
 	case BIND: return bind(l, base, k->at, e);

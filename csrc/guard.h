@@ -33,12 +33,13 @@ struct nw_names {
 struct nw_guard {
 	int launcher; /* nw_launcher_name() */
 	char python[NW_PATH], script[NW_PATH], policyd[NW_PATH], policy[NW_PATH], state[NW_PATH];
-	char audit[NW_PATH], ca_dir[NW_PATH], voms_dir[NW_PATH], cgroup[NW_PATH], tmp_dir[NW_PATH];
+	char audit[NW_PATH], ca_dir[NW_PATH], voms_dir[NW_PATH], cgroup[NW_PATH], tmp_dir[NW_PATH], netd[NW_PATH];
 	bool has_child;
 	uint32_t child_uid, child_gid;
 	int audit_on_failure;
 	int syslog;
 	uint64_t deadline_ms, max_wall_s;
+	uint32_t network, netmask; /* of payloads' private addresses, in the host's byte order; netmask 0: there are none */
 	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid, tracking_gid;
 	struct nw_names allow[NW_MODES]; /* profiles per mode; n 0: the mode is off */
 };
@@ -59,7 +60,7 @@ struct nw_op {
 struct nw_profile {
 	char name[NW_NAME];
 	unsigned namespaces;
-	char seccomp[NW_NAME * 2];
+	char seccomp[NW_NAME * 2], network[NW_NAME * 2];
 	char hostname[NW_NAME * 2];
 	int landlock_abstract, degrade;
 	int n;

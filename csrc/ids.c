@@ -3,14 +3,15 @@
 
 #define FILTER_MAX (64u << 10)
 
-int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e) {
+/* A filter program, or the rules of a network: both are made of pieces of 8 bytes. */
+int nwp_policy_file(const struct nw_run *r, const char *name, void **data, size_t *len, struct nw_err *e) {
 	char path[2 * NW_PATH];
 	snprintf(path, sizeof path, "%s/%s", r->guard.policy, name);
-	*program = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
-	if (!*program) return -1;
+	*data = nwp_read_trusted(path, nwp_trusted_owner(r), FILTER_MAX, len, e);
+	if (!*data) return -1;
 	if (*len == 0 || *len % sizeof(struct sock_filter)) {
-		free(*program);
-		return nw_fail(e, NW_INTERNAL, "NW-SECCOMP", "%s: not a filter program; run \"nodewrap policy apply\"", path);
+		free(*data);
+		return nw_fail(e, NW_INTERNAL, "NW-SECCOMP", "%s: not a filter program or a network's rules; run \"nodewrap policy apply\"", path);
 	}
 	return 0;
 }

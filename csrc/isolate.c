@@ -79,6 +79,8 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	/* Real root keeps the pilot from signalling init; without privilege init is root, or the one mapped id, of its namespace. */
 	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))) _exit(124);
 	bool bad = prctl(PR_SET_DUMPABLE, 0) && nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
+	if (!bad && r->netns >= 0 && setns(r->netns, CLONE_NEWNET))
+		bad = nw_fail(&m.err, NW_INTERNAL, "NW-NAMESPACE", "init cannot enter its network: %s", strerror(errno));
 	if (bad || nwp_build_root(r, &m.err)) {
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
@@ -104,7 +106,7 @@ static uint64_t clone_flags(const struct nw_run *r) {
 	uint64_t flags = !r->launcher->privileged && (r->profile.namespaces || r->decision.mode == NW_MAP) ? CLONE_NEWUSER : 0;
 	for (int i = 0; i < 6; i++)
 		if (r->profile.namespaces & 1u << i) flags |= flag[i];
-	return flags;
+	return r->netns < 0 ? flags : flags & ~(uint64_t)CLONE_NEWNET;
 }
 
 static int clone_init(struct nw_run *r, const void *filter, size_t len, struct nw_err *e) {
@@ -130,6 +132,7 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	close(payload[1]);
 	r->init_sock = init[0];
 	r->payload_sock = payload[0];
+	nwp_close(&r->netns); /* it ends with the payload */
 	if (r->init < 0)
 		return nw_fail(e, NW_INTERNAL, "NW-NAMESPACE", "the kernel refused the namespaces of profile %s: %s; see \"nodewrap doctor\"",
 			r->profile.name, strerror(errno));
@@ -199,9 +202,9 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	void *filter = NULL;
 	size_t len = 0;
 	int bad;
-	if (r->profile.seccomp[0] && nwp_seccomp_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
+	if (r->profile.seccomp[0] && nwp_policy_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	bad = landlock_check(r, e) || make_cgroup(r, e) || clone_init(r, filter, len, e);
+	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || clone_init(r, filter, len, e);
 	free(filter);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);

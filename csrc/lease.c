@@ -203,6 +203,7 @@ int nwp_lease_starting(struct nw_run *r, struct nw_err *e) {
 	if (r->role == NW_KEEPER)
 		n = snprintf(text, sizeof text, "keeper %d %llu\n", (int)getpid(), (unsigned long long)nwp_ticks(getpid()));
 	n += snprintf(text + n, sizeof text - (size_t)n, "init %d %llu\n", (int)r->init, (unsigned long long)nwp_ticks(r->init));
+	if (r->address) n += snprintf(text + n, sizeof text - (size_t)n, "address %u\n", r->address);
 	if (r->session != AUDIT_SID_UNSET) n += snprintf(text + n, sizeof text - (size_t)n, "session %u\n", r->session);
 	n += snprintf(text + n, sizeof text - (size_t)n, "starting\n");
 	return nwp_write_all(r->lease_fd, text, (size_t)n) ? nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/leases: %s", r->guard.state, strerror(errno)) : 0;

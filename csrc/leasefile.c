@@ -40,6 +40,7 @@ static const struct rule {
 	{ "keeper", "pU", OPTIONAL | AFTER, AT(has_keeper), { AT(keeper), AT(keeper_ticks) } },
 	{ "init", "pU", OPTIONAL | AFTER, AT(has_init), { AT(init), AT(init_ticks) } },
 	{ "session", "u", OPTIONAL | AFTER, AT(has_session), { AT(session) } },
+	{ "address", "u", OPTIONAL | AFTER, AT(has_address), { AT(address) } },
 	{ "starting", "", OPTIONAL | AFTER, AT(starting), { 0 } },
 };
 

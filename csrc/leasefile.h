@@ -17,9 +17,9 @@ enum nw_handover { NW_PLAIN, NW_IDMAP, NW_CHOWN, NW_HANDOVERS };
 
 struct nw_lease {
 	const char *run, *boot, *launcher, *profile, *account, *cgroup, *disk, *handle, *path;
-	bool has_account, has_lock, has_cgroup, has_disk, has_work, has_handle, has_keeper, has_init, has_session, starting; /* not first: offset 0 is none */
+	bool has_account, has_lock, has_cgroup, has_disk, has_work, has_handle, has_keeper, has_init, has_session, has_address, starting; /* not first: offset 0 is none */
 	uint64_t time_us, front_ticks, keeper_ticks, init_ticks, dev, ino, btime;
-	uint32_t front, keeper, init, pilot_uid, pilot_gid, pilot_pid, uid, gid, inside_uid, inside_gid, first, size, lock, session, handle_type;
+	uint32_t front, keeper, init, pilot_uid, pilot_gid, pilot_pid, uid, gid, inside_uid, inside_gid, first, size, lock, session, address, handle_type;
 	int mode, how, files, facts;
 	const char *file[NW_FILES];
 	struct nw_fact fact[NW_FACTS];

@@ -114,6 +114,7 @@ bool nwp_finish(struct nw_run *r, bool started) {
 	struct nw_err lost = { 0 };
 	bool ok = true;
 	nwp_end_processes(r);
+	nwp_network_end(r);
 	if (r->lease_fd >= 0 && r->left == 0) ok &= nwp_hand_back(r) == 0; /* not while somebody may still write there */
 	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
 	if (started && r->work.fd >= 0 && r->left == 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
@@ -157,7 +158,7 @@ void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
 	r->launcher = l;
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->image.fd = r->image.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
 		-1;
-	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->id.lock = -1;
+	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->netd = r->netns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	r->session = AUDIT_SID_UNSET;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;

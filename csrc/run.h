@@ -148,6 +148,10 @@ struct nw_run {
 	int init_fd, payload_fd; /* pidfds */
 	int init_sock, payload_sock;
 	int userns; /* the payload's user namespace (userns launcher), or -1 */
+	int netd, netns; /* private network: the connection that stays, and the namespace until init is in it; or -1 */
+	uint32_t address; /* the payload's there, in the host's byte order; 0: none */
+	char remote[32][48]; /* where it connected to, for the record */
+	int remotes;
 	uint32_t session;        /* the kernel's audit session of the payload, AUDIT_SID_UNSET when it has none */
 	int std[3]; /* what the payload gets as 0-2 */
 	struct nw_err stdio; /* what of it was lost on the way */
@@ -231,6 +235,10 @@ int nwp_cgroup_path(struct nw_run *r, struct nw_err *e);
 int nwp_build_root(struct nw_run *r, struct nw_err *e);
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
 
+/* net.c: a network of the run's own */
+int nwp_network(struct nw_run *r, struct nw_err *e);
+void nwp_network_end(struct nw_run *r);
+
 /* What init and payload tell the launcher, over SOCK_SEQPACKET pairs. */
 enum nw_news { NW_NEWS_ERROR = 1, NW_NEWS_MAP, NW_NEWS_READY, NW_NEWS_EXIT };
 struct nw_msg {
@@ -243,7 +251,7 @@ char **nwp_build_env(const struct nw_run *r);
 const char *nwp_env(char *const *env, const char *name);
 
 /* ids.c */
-int nwp_seccomp_file(const struct nw_run *r, const char *name, void **program, size_t *len, struct nw_err *e);
+int nwp_policy_file(const struct nw_run *r, const char *name, void **data, size_t *len, struct nw_err *e);
 int nwp_drop_bounding(void);
 int nwp_keep_caps(uint64_t caps);
 int nwp_set_groups(const struct nw_run *r);

@@ -183,6 +183,7 @@ static void rebuild(struct nw_run *r, const struct nw_run *by, const struct nw_l
 	r->id = (struct nw_identity){ l->uid, l->gid, l->inside_uid, l->inside_gid, l->size, l->first, l->has_account ? &account : NULL, -1, 0 };
 	r->lease_us = l->time_us;
 	r->started_us = l->starting || !this_boot ? l->time_us : 0;
+	if (l->has_address) r->address = l->address;
 	if (l->has_session && this_boot) r->session = l->session;
 	if (l->has_init && this_boot) r->init_fd = nwp_pidfd_open((pid_t)l->init);
 	if (r->init_fd >= 0 && nwp_ticks((pid_t)l->init) != l->init_ticks) nwp_close(&r->init_fd); /* the pid is another's by now */

@@ -17,6 +17,7 @@ VERBS = {
     "kill": ("nodewrap.commands.kill", "end runs"),
     "sweep": ("nodewrap.commands.sweep", "finish what dead runs left"),
     "policyd": ("nodewrap.commands.policyd", "keep the policy child resident"),
+    "netd": ("nodewrap.commands.netd", "keep private networks ready for payloads"),
     "audit": ("nodewrap.commands.audit", "read the audit log"),
 }
 #: Drop-ins with a command line of their own: ``main(argv without the name) -> exit status``.

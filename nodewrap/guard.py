@@ -42,6 +42,21 @@ class Range(NamedTuple):
     last: int
 
 
+class Network(NamedTuple):
+    """IPv4 addresses: the first one as a number, and how many leading bits all of them share."""
+
+    address: int
+    bits: int
+
+    def __str__(self) -> str:
+        return f"{dotted(self.address)}/{self.bits}"
+
+
+def dotted(address: int) -> str:
+    """``10.2.0.1`` of the number."""
+    return ".".join(str(byte) for byte in address.to_bytes(4, "big"))
+
+
 @dataclass
 class Guard:
     """The admin's bounds; names and defaults as in ``struct nw_guard``. An absent path is "". allow: profiles by mode."""
@@ -60,6 +75,8 @@ class Guard:
     voms_dir: str = ""
     cgroup: str = ""
     tmp_dir: str = ""
+    netd: str = ""
+    network: Network | None = None
     deadline_ms: int = DEFAULT_DEADLINE_MS
     max_wall_s: int = DEFAULT_WALL_S
     caller_uid: tuple[Range, ...] = ()
@@ -84,11 +101,12 @@ class Op(NamedTuple):
 
 @dataclass
 class Profile:
-    """What C makes of one profile; seccomp and hostname are "" when absent."""
+    """What C makes of one profile; seccomp, network (names of files) and hostname are "" when absent."""
 
     name: str
     namespaces: tuple[str, ...] = ()
     seccomp: str = ""
+    network: str = ""
     landlock_abstract: bool = False
     degrade: bool = False
     hostname: str = ""
@@ -207,14 +225,24 @@ def _child(words: Words) -> tuple[int, int]:
     return _between(words[0], 1, HIGHEST_ID), _between(words[1], 1, HIGHEST_ID)
 
 
+def _network(words: Words) -> Network:
+    address, _, bits = _only(words).partition("/")
+    parts = [_number(part, 255) for part in address.split(".")]
+    found = Network(int.from_bytes(bytes(parts), "big"), _between(bits, 8, 30))
+    if len(parts) != 4 or found.address << found.bits & 0xFFFFFFFF:
+        raise ValueError(f"{words[0][:60]!r} is not the address of a network, as 10.200.0.0/16 is")
+    return found
+
+
 def _one_path(words: Words) -> str:
     return _path(_only(words))
 
 
 GUARD_LINES: dict[str, Callable[[Words], Any]] = {
-    **dict.fromkeys(("python", "script", "policyd", "policy", "state", "audit", "ca-dir", "voms-dir", "cgroup", "tmp-dir"), _one_path),
+    **dict.fromkeys(("python", "script", "policyd", "policy", "state", "audit", "ca-dir", "voms-dir", "cgroup", "tmp-dir", "netd"), _one_path),
     "launcher": lambda words: _choice(_only(words), ("setuid", "socket", "userns")),
     "child": _child,
+    "network": _network,
     "audit-on-failure": lambda words: _choice(_only(words), ("deny", "run-and-flag", "run")),
     "syslog": lambda words: _choice(_only(words), ("no", "yes")) == "yes",
     "deadline-ms": lambda words: _between(_only(words), 1, MAX_DEADLINE_MS),
@@ -326,6 +354,7 @@ OPS: dict[str, Callable[[Words], list[Op]]] = {
 SETTINGS: dict[str, tuple[str, Callable[[Words], Any]]] = {
     "namespace": ("namespaces", _namespaces),
     "seccomp": ("seccomp", lambda words: _file_name(_only(words))),
+    "network": ("network", lambda words: _file_name(_only(words))),
     "hostname": ("hostname", lambda words: _file_name(_only(words))),
     "landlock": ("landlock_abstract", lambda words: bool(_choice(_only(words), ("abstract",)))),
     "on-missing": ("degrade", lambda words: _choice(_only(words), ("refuse", "degrade")) == "degrade"),
@@ -394,6 +423,6 @@ def render_guard(guard: Guard, notes: Iterable[str] = ()) -> str:
 def _rendered(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, tuple):
+    if isinstance(value, tuple) and not isinstance(value, Network):
         return " ".join(f"{part.first}-{part.last}" if isinstance(part, Range) else str(part) for part in value)
     return str(value)

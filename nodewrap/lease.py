@@ -112,6 +112,7 @@ class Lease:
     keeper: Process | None = None
     init: Process | None = None
     session: int | None = None
+    address: int | None = None
     starting: bool = False
 
     @property
@@ -208,7 +209,8 @@ BEFORE = {
     "work": Line(Work, (_how, _64, _64, _64)), "handle": Line(Handle, (_32, _decoded)), "path": Line(str, (_decoded,)),
     "file": Line(str, (_decoded,)), "fact": Line(_pair, (_fact, _decoded)), "ready": Line(bool),
 }
-AFTER = {"keeper": Line(Process, (_pid, _64)), "init": Line(Process, (_pid, _64)), "session": Line(int, (_32,)), "starting": Line(lambda: True)}
+AFTER = {"keeper": Line(Process, (_pid, _64)), "init": Line(Process, (_pid, _64)), "session": Line(int, (_32,)), "address": Line(int, (_32,)),
+         "starting": Line(lambda: True)}
 MANY = {"path": MAX_LINES, "file": MAX_FILES, "fact": MAX_FACTS}
 NEEDED = ("run", "boot", "time", "launcher", "pilot", "mode", "id", "inside", "block", "ready")
 

@@ -119,10 +119,10 @@ def only_one(path: str) -> Iterator[int]:
         os.close(lock)
 
 
-def listen(path: str) -> socket.socket:
+def listen(path: str, kind: int = socket.SOCK_STREAM, backlog: int = BACKLOG) -> socket.socket:
     """A listening socket under ``path``, mode 0600. It is renamed there when it listens: a dead one's place is taken in one step."""
     new = path + ".new"
-    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    made = socket.socket(socket.AF_UNIX, kind)
     try:
         if os.path.lexists(path) and not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise wrong(f"{path} is there and is no socket; correct policyd in the guard")
@@ -131,7 +131,7 @@ def listen(path: str) -> socket.socket:
         mask = os.umask(0o177)
         made.bind(new)
         os.umask(mask)
-        made.listen(BACKLOG)
+        made.listen(backlog)
         os.rename(new, path)
     except OSError as error:
         raise wrong(f"{path}: {error}; correct policyd in the guard") from None

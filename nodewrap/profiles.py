@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from nodewrap import network
 from nodewrap.guard import MAX_PATH, MAX_SIZE, MAX_WORDS, MIN_SIZE, NAMESPACES, GuardError, parse_profiles
 
 Table = dict[str, Any]
@@ -116,7 +117,7 @@ _paths = _each(_path)
 KEYS: dict[str, Callable[[Any], Iterator[str]]] = {
     "description": _text, "like": _name, "add": _add,
     "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_choice("abstract")),
-    "on_missing": _choice("refuse", "degrade"), "hostname": _hostname,
+    "on_missing": _choice("refuse", "degrade"), "hostname": _hostname, "network": network.check,
     "system": _paths, "read_only": _paths, "writable": _paths, "follow": _paths, "follow_writable": _paths,
     "tmpfs": _tmpfs, "disk": _each(_disk), "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag, "accounts": _flag,
 }
@@ -167,6 +168,8 @@ def _together(name: str, table: Table) -> Iterator[str]:
         yield "mqueue: message queues belong to the ipc namespace; add 'ipc' to namespaces"
     if table.get("hostname") and "uts" not in spaces:
         yield "hostname: would rename the node; add 'uts' to namespaces"
+    if network.mode(table) == "host" and name != "none" and "abstract" not in table.get("landlock", ()):
+        yield "network: abstract sockets belong to the network namespace: with the host's, add landlock = [\"abstract\"]"
     if table.get("nested_userns") is True and "mount" in spaces and not table.get("proc"):
         yield "proc: nested containers need a /proc they can mount again; set proc = true or nested_userns = false"
     yield from _twice(table)
@@ -195,7 +198,15 @@ def merge(shipped: dict[str, Table], site: dict[str, Table]) -> dict[str, Table]
     """
     tables = {name: _onto(shipped.get(name, {}), table) for name, table in site.items()}
     tables = {**shipped, **tables}
-    return {name: _expand(tables, name, ()) for name in tables}
+    return {name: _with_network(_expand(tables, name, ())) for name in tables}
+
+
+def _with_network(table: Table) -> Table:
+    """``network`` decides about the namespace."""
+    wanted, spaces = network.mode(table), table.get("namespaces", [])
+    if wanted == "host":
+        return {**table, "namespaces": [kind for kind in spaces if kind != "net"]}
+    return {**table, "namespaces": [*spaces, "net"]} if wanted and "net" not in spaces else table
 
 
 def _onto(base: Table, change: Table) -> Table:
@@ -253,6 +264,8 @@ def _profile(name: str, table: Table, root: str) -> Iterator[str]:
         yield "namespace " + " ".join(table["namespaces"])
     if table.get("seccomp"):
         yield f"seccomp seccomp.{name}.bpf"
+    if network.mode(table) == "private":
+        yield f"network {network_file(name)}"
     if table.get("landlock"):
         yield "landlock " + " ".join(table["landlock"])
     yield f"on-missing {table.get('on_missing', 'refuse')}"
@@ -263,6 +276,16 @@ def _profile(name: str, table: Table, root: str) -> Iterator[str]:
         yield "home"
     if table.get("hostname"):
         yield f"hostname {table['hostname']}"
+
+
+def network_file(name: str) -> str:
+    """The file of numbers beside the profiles, for netd."""
+    return f"network.{name}"
+
+
+def networks(profiles: dict[str, Table]) -> dict[str, bytes]:
+    """The files of numbers of all private networks, by name."""
+    return {network_file(name): network.encode(network.rules(table)) for name, table in profiles.items() if network.mode(table) == "private"}
 
 
 def _places(name: str, table: Table, root: str) -> Iterator[tuple[str, str]]:

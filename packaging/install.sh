@@ -102,7 +102,7 @@ install_python() {
     mv "$new" "$DESTDIR$LIB/venv"
     rm -rf "$DESTDIR$LIB/venv.old"
     fill packaging/serve.py.in "$LIBEXEC/serve.py" 0644
-    for unit in nodewrap-policyd.service nodewrap-sweep.service nodewrap-sweep.timer; do
+    for unit in nodewrap-policyd.service nodewrap-netd.service nodewrap-sweep.service nodewrap-sweep.timer; do
         fill "packaging/$unit.in" "$LIBEXEC/$unit" 0644
     done
     fill packaging/epilogue.in "$LIBEXEC/epilogue" 0755

@@ -26,6 +26,7 @@ static void check_guard(const struct nw_guard *g) {
 	check_ranges(&g->tracking_gid, 201);
 	if (g->python[0] != '/' || g->script[0] != '/' || g->state[0] != '/' || g->audit[0] != '/' || g->caller_uid.n == 0) abort();
 	if (g->has_child && (!g->child_uid || !g->child_gid)) abort();
+	if (g->network & ~g->netmask || (g->netmask && (~g->netmask & (~g->netmask + 1)))) abort(); /* a whole network, or none */
 	if (!g->deadline_ms || g->deadline_ms > 120000 || !g->max_wall_s) abort();
 }
 

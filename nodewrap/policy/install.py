@@ -91,6 +91,8 @@ def _fill(directory: str, policy: dict[str, Any]) -> None:
     _write(directory, "policy.json", json.dumps(policy, sort_keys=True, indent=1).encode() + b"\n")
     _write(directory, "profiles", profiles.render(policy["profiles"]).encode())
     seccomp.compile_all(policy["profiles"], directory)
+    for name, numbers in profiles.networks(policy["profiles"]).items():
+        _write(directory, name, numbers)
     for name in os.listdir(directory):
         os.chmod(os.path.join(directory, name), 0o644)
         _sync(os.path.join(directory, name))

@@ -35,8 +35,11 @@ audit-on-failure run
 syslog yes
 cgroup /sys/fs/cgroup
 tmp-dir /scratch
+netd /run/n
+network 10.200.0.0/16
 """
-PROFILES = profiles.render(profiles.merge(toml.loads((CHECKOUT / "policies/profiles.toml").read_text())["profile"], {})).encode()
+SITE = {"z": {"like": "strict", "network": "private"}}
+PROFILES = profiles.render(profiles.merge(toml.loads((CHECKOUT / "policies/profiles.toml").read_text())["profile"], SITE)).encode()
 OPS = ("bind", "slave", "link", "tmpfs", "dev", "proc", "mqueue", "home", "accounts", "disk")
 RW, OPTIONAL = 1, 2  # enum nw_op_flag
 
@@ -63,12 +66,13 @@ def c_guard(data):
         assert error.exit == 202
         assert text(error.text)
         return None
-    names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup", "tmp_dir")
+    names = ("python", "script", "policyd", "policy", "state", "audit", "ca_dir", "voms_dir", "cgroup", "tmp_dir", "netd")
     bounds = ("caller_uid", "switch_uid", "switch_gid", "map_uid", "tracking_gid")
     allow = {mode: tuple(text(guard.allow[at].name[n]) for n in range(guard.allow[at].n)) for at, mode in enumerate(twin.MODES) if guard.allow[at].n}
     return twin.Guard(
         launcher=text(lib.nw_launcher_name(guard)),
         **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
+        network=twin.Network(guard.network, bin(guard.netmask).count("1")) if guard.netmask else None,
         child=(guard.child_uid, guard.child_gid) if guard.has_child else None, deadline_ms=guard.deadline_ms, max_wall_s=guard.max_wall_s,
         audit_on_failure=("deny", "run-and-flag", "run")[guard.audit_on_failure], syslog=bool(guard.syslog),
     )
@@ -85,7 +89,7 @@ def c_profile(data, name):
            for op in profile.op[0:profile.n]]
     return twin.Profile(
         text(profile.name), tuple(kind for bit, kind in enumerate(twin.NAMESPACES) if profile.namespaces >> bit & 1), text(profile.seccomp),
-        bool(profile.landlock_abstract), bool(profile.degrade), text(profile.hostname), ops,
+        text(profile.network), bool(profile.landlock_abstract), bool(profile.degrade), text(profile.hostname), ops,
     )
 
 
@@ -112,7 +116,9 @@ WORDS = [
     b"landlock abstract", b"on-missing degrade", b"1777", b"01777", b"2777", b"4095", b"4096", b"1125899906842624", b"1125899906842625", b"x" * 31,
     b"x" * 32, b"x" * 63, b"x" * 64, b".a", b"-a", b"_a", b"\t", b" ", b"\n", b"#", b"\x7f", b"\0", b"\xff", b"allow map a b", b"profile z\n",
     b"profile strict", b"seccomp a", b"hostname", b"dev null", b"null " * 31, b"18446744073709551616", b"99999999999999999999", b"31622400",
-    b"31622401", b"120001", b"bind ro /x", b"link /a b", b"200-201", b"201-201", b"tracking-gid 201-201\n",
+    b"31622401", b"0.0.0.0/8", b"10.0.0.0/7", b"10.0.0.0/30", b"10.0.0.0/31", b"10.0.0.4/29", b"10.0.0.8/29", b"10.0.0/16",
+    b"10.0.0.0.0/16", b"10.0.0.256/30", b"10/0.0.0/8", b"10.0.0.0/08", b"10.0.0.0/", b"10.0.0.0", b"10.0.0.0/16/16", b"network 10.0.0.0/8\n",
+    b"120001", b"bind ro /x", b"link /a b", b"200-201", b"201-201", b"tracking-gid 201-201\n",
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "drop", "insert", "grow"]), st.integers(0, 10**6), st.integers(0, 40),
                            st.sampled_from(WORDS) | st.binary(max_size=12)), min_size=1, max_size=3)
@@ -154,5 +160,5 @@ def test_both_parsers_make_the_same_of_profiles(data, name):
 
 def test_the_shipped_profiles_and_a_full_guard_are_accepted_by_both():
     assert c_guard(GUARD) is not None
-    for name in ("strict", "batch", "compat", "none"):
+    for name in ("strict", "batch", "compat", "none", "z"):
         assert c_profile(PROFILES, name) is not None

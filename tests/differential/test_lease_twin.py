@@ -38,6 +38,7 @@ ready
 keeper 4712 123457
 init 4713 123458
 session 17
+address 180816642
 starting
 """.encode()
 
@@ -64,7 +65,7 @@ def from_c(c):
         lease.Handle(c.handle_type, text(c.handle)) if c.has_handle else None, text(c.path), [text(c.file[i]) for i in range(c.files)],
         [(text(c.fact[i].key), text(c.fact[i].value)) for i in range(c.facts)],
         lease.Process(c.keeper, c.keeper_ticks) if c.has_keeper else None, lease.Process(c.init, c.init_ticks) if c.has_init else None,
-        c.session if c.has_session else None, bool(c.starting),
+        c.session if c.has_session else None, c.address if c.has_address else None, bool(c.starting),
     )
 
 
@@ -122,7 +123,8 @@ WORDS = [
     b"0", b"1", b"-1", b"00", b"+1", b"4294967295", b"4294967296", b"2147483647", b"2147483648", b"18446744073709551615", b"18446744073709551616",
     b"%", b"%%", b"%2", b"%20", b"%2f", b"%2F", b"%00", b"%zz", b"%C3%A9", b"%FF", b"a%", b"a%2", b"!", b"~", b"x" * 899, b"switch", b"plain", b"3",
     b"nodewrap-lease", b"ready", b"ready\nready", b"starting", b"path /x", b"file %", b"file /a\nfile /b\nfile /c\nfile /d", b"fact a b",
-    b"keeper 0 1", b"init 1 1", b"handle 1 00", b"session 1", b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(),
+    b"keeper 0 1", b"init 1 1", b"handle 1 00", b"session 1", b"address 1",
+    b"lock 1", b"#", b"\t", b"\n", b"\0", b"\x7f", b"\xff", RUN.encode().upper(),
     RUN.encode()[:-1], b"path %", b"%0A", b"work idmap 1 2 3", b"cgroup /", b"account x", b"a " * 40,
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "move", "drop", "insert", "grow"]), st.integers(0, 10**6),

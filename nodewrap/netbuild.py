@@ -1,0 +1,217 @@
+"""One network namespace for a payload, made in a process of its own: a link to the node, one address, its rules. Run as root by netd.
+
+A child because it moves between namespaces, and because what hangs here (rtnetlink's lock, nft) must not hang netd, which kills it after a while.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import ctypes
+import errno
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from nodewrap import network
+from nodewrap.guard import Network, dotted
+
+NFT = "/usr/sbin/nft"
+RESOLV_CONF = "/etc/resolv.conf"
+#: Where systemd-resolved names those behind its own address on loopback.
+UPSTREAM = "/run/systemd/resolve/resolv.conf"
+#: Both ends have the same: with NOARP the kernel addresses frames to the sender's own (net/ipv4/arp.c, arp_constructor), and asks for no neighbour.
+MAC = "02:4e:57:00:00:01"
+CLONE_NEWNET, IFF_UP, IFF_NOARP = 0x40000000, 0x1, 0x80
+SCOPE_LINK, AF_INET, NETLINK_NETFILTER = 253, 2, 12
+#: Seconds for an address to become free: a namespace that ended takes its link with it a moment later (net/core/net_namespace.c, cleanup_net).
+PATIENCE = 1.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class NetError(Exception):
+    """Why there is no network; one line, which the caller reads."""
+
+
+class Built(NamedTuple):
+    """address: of the payload. link: index of the node's side. Beside them descriptors go: the namespace, and a netfilter socket in it."""
+
+    address: int
+    link: int
+
+
+ANSWER = struct.Struct("=II240s")
+
+
+def _namespace(call: str, argument: int, flags: tuple[int, ...] = ()) -> None:
+    if getattr(_libc, call)(argument, *flags):
+        number = ctypes.get_errno()
+        raise NetError(f"{call}: {os.strerror(number)}")
+
+
+@contextlib.contextmanager
+def inside() -> Iterator[None]:
+    """In a new network namespace; back in the old one afterwards."""
+    old = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    _namespace("unshare", CLONE_NEWNET)
+    try:
+        yield
+    finally:
+        _namespace("setns", old, (CLONE_NEWNET,))
+        os.close(old)
+
+
+def nft(text: str) -> None:
+    """Apply rules in this namespace, all or nothing. Raises NetError."""
+    try:
+        done = subprocess.run([NFT, "-f", "-"], input=text.encode(), capture_output=True, env={"LC_ALL": "C"}, timeout=10, check=False)
+    except FileNotFoundError:
+        raise NetError(f"{NFT} is missing; install the package nftables") from None
+    except subprocess.TimeoutExpired:
+        raise NetError(f"{NFT} hangs") from None
+    if done.returncode:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
+        raise NetError(f"{NFT}: {said[0][:160]}")
+
+
+def resolvers() -> tuple[list[str], dict[str, str]]:
+    """IPv4 resolvers of the node, and for those on its loopback one that answers in their place (namespace_ruleset)."""
+    named = _nameservers(RESOLV_CONF)
+    local = [address for address in named if address.startswith("127.")]
+    behind = [address for address in _nameservers(UPSTREAM) if not address.startswith("127.")] if local else []
+    remote = [address for address in named if address not in local]
+    return list(dict.fromkeys(remote + behind)), dict.fromkeys(local, behind[0]) if behind else {}
+
+
+def _nameservers(path: str) -> list[str]:
+    found = []
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            words = [line.split() for line in file]
+    except OSError:
+        return []
+    for line in words:
+        with contextlib.suppress(OSError):
+            if line[:1] == ["nameserver"] and len(line) > 1:
+                found.append(dotted(int.from_bytes(socket.inet_pton(socket.AF_INET, line[1]), "big")))
+    return found
+
+
+def node_addresses() -> list[str]:
+    """The node's own IPv4 addresses, without loopback."""
+    with IPRoute() as route:
+        found = [message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") for message in route.get_addr(family=AF_INET)]
+    return sorted({address for address in found if not address.startswith("127.")})
+
+
+def overlap(wanted: Network) -> str:
+    """A route of the node's that the range of private addresses collides with, or "". Payloads' own routes are none."""
+    with IPRoute() as route:
+        links = {link["index"]: str(link.get_attr("IFLA_IFNAME")) for link in route.get_links()}
+        for message in route.get_routes(family=AF_INET):
+            to, bits = message.get_attr("RTA_DST"), message["dst_len"]
+            name = links.get(message.get_attr("RTA_OIF"), "")
+            if not to or bits == 0 or name.startswith(network.LINK):
+                continue
+            address, shorter = int.from_bytes(socket.inet_aton(to), "big"), 32 - min(bits, wanted.bits)
+            if address >> shorter == wanted.address >> shorter:
+                return f"{to}/{bits} on {name or 'this node'}"
+    return ""
+
+
+def build(wanted: Network, start: int, numbers: bytes) -> tuple[Built, list[int]]:
+    """A namespace with the rules of ``numbers``, under the first free address of the range from the ``start``-th on. Raises NetError."""
+    made = network.decode(numbers)
+    node, (remote, local) = node_addresses(), resolvers()
+    with IPRoute() as outside, inside():
+        _write("net/ipv6/conf/default/disable_ipv6", "1")
+        with IPRoute() as within:
+            address, link = _link(outside, wanted, start)
+            name = f"{network.LINK}{address:08x}"
+            outside.link("set", index=link, flags=IFF_UP | IFF_NOARP, change=IFF_UP | IFF_NOARP)
+            outside.route("add", family=AF_INET, dst=dotted(address), dst_len=32, oif=link, scope=SCOPE_LINK)
+            eth0 = within.link_lookup(ifname="eth0")[0]
+            within.link("set", index=1, flags=IFF_UP, change=IFF_UP)
+            within.addr("add", index=eth0, address=dotted(address), prefixlen=32)
+            within.link("set", index=eth0, flags=IFF_UP | IFF_NOARP, change=IFF_UP | IFF_NOARP)
+            within.route("add", family=AF_INET, dst=dotted(0), dst_len=0, oif=eth0, scope=SCOPE_LINK)
+        if local:
+            _write("net/ipv4/conf/eth0/route_localnet", "1")
+        nft(network.namespace_ruleset(made, remote, node, local))
+        descriptors = [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), _netfilter()]
+    _write(f"net/ipv6/conf/{name}/disable_ipv6", "1")
+    return Built(address, link), descriptors
+
+
+def _write(name: str, text: str) -> None:
+    """A setting of the namespace that we are in. Without IPv6 in the kernel there is none of IPv6's."""
+    with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
+        file.write(text)
+
+
+def _netfilter() -> int:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as made:
+        made.bind((0, 0))
+        return made.detach()
+
+
+def _link(outside: Any, wanted: Network, start: int) -> tuple[int, int]:
+    """(address, index of the node's side). The name says the address, and a name is taken once: it is the lease, and ends with the namespace."""
+    size = (1 << (32 - wanted.bits)) - 2
+    end = time.monotonic() + PATIENCE
+    while True:
+        for at in range(size):
+            address = wanted.address + 1 + (start + at) % size
+            index = _try_link(outside, f"{network.LINK}{address:08x}")
+            if index:
+                return address, index
+        if time.monotonic() > end:
+            raise NetError(f"every address of {wanted} is taken ({size}); widen network in the guard, or wait")
+        time.sleep(0.05)
+
+
+def _try_link(route: Any, name: str) -> int:
+    """The index, 0 when the name is taken."""
+    peer = {"ifname": "eth0", "address": MAC, "net_ns_pid": os.getpid()}
+    try:
+        route.link("add", ifname=name, kind="veth", address=MAC, peer=peer)
+    except NetlinkError as wrong:
+        if wrong.code == errno.EEXIST:
+            return 0
+        raise NetError(f"no link {name}: {os.strerror(wrong.code)}") from None
+    return int(route.link_lookup(ifname=name)[0])
+
+
+def remove(link: int) -> None:
+    """Take a link away that a namespace, kept by somebody, would still have. Its index is never another's: the kernel counts up."""
+    with IPRoute() as route, contextlib.suppress(NetlinkError):
+        route.link("del", index=link)
+
+
+def send(to: socket.socket, built: Built | None, descriptors: list[int], error: str = "") -> None:
+    """Tell netd."""
+    body = ANSWER.pack(*(built or (0, 0)), error.encode("utf-8", "replace")[:239])
+    control = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    to.sendmsg([body], control)
+
+
+def main(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> None:
+    """The child's whole life: build, tell, end."""
+    built: Built | None = None
+    descriptors: list[int] = []
+    error = ""
+    try:
+        built, descriptors = build(wanted, start, numbers)
+    except NetError as wrong:
+        error = str(wrong)
+    except Exception as wrong:  # noqa: BLE001  what pyroute2 and the system raise is many things, and all are told
+        error = f"{type(wrong).__name__}: {wrong}"
+    send(to, built, descriptors, error)

@@ -1,0 +1,513 @@
+"""``nodewrap netd``: keeps network namespaces ready for payloads (docs/network.md), because making one takes 20 ms, which no run shall wait for.
+
+Root's, behind a socket that only root may use. It is told numbers, never words (I1): the file of a profile's network, which ``policy apply`` wrote
+and the launcher sends as it is. It answers with a namespace and the address in it; the connection stays as long as the run. A namespace dies with its
+payload and takes link, address, route and rules along, whether netd lives or not. The node's own rules are one table, the same for all runs.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import selectors
+import signal
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import prctl
+
+from nodewrap import netbuild, network, policyd
+from nodewrap.doctor.node import distrust
+from nodewrap.guard import Guard, GuardError, Network, dotted, parse_guard
+from nodewrap.netbuild import ANSWER, NetError
+
+#: Namespaces that wait, for each of so many networks of the policy; one not asked for lately gives its own up.
+READY, NETWORKS = 3, 4
+#: Seconds of quiet before the next is made: beside a run that is starting it would cost that run.
+SOON = 0.02
+#: Seconds for one to be made, nft and all.
+BUILD = 10.0
+#: Seconds after a run before a link that somebody still keeps is taken away; most are gone by then.
+KEPT = 0.25
+#: Seconds between looks at what the node changed: forwarding, resolvers, our table flushed by a firewall's reload. And at its routes.
+LOOK, LOOK_ROUTES = 2.0, 30.0
+REPLY = struct.Struct("=I4s248s")
+LARGEST = 16 * (network.MOST + 1)
+BACKLOG = 256
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+FORWARD = "/proc/sys/net/ipv4/ip_forward"
+
+
+class NetdError(Exception):
+    """Why netd cannot run: one line that begins with its code."""
+
+
+def wrong(text: str) -> NetdError:
+    return NetdError(f"NW-NETD: {text}")
+
+
+def run(guard_path: str) -> None:
+    """Serve until SIGTERM, SIGINT or SIGHUP. Raises NetdError."""
+    guard = read_guard(guard_path)
+    assert guard.network
+    taken = netbuild.overlap(guard.network)
+    if taken:
+        raise wrong(f"network {guard.network} of {guard_path} collides with the route {taken}; next: choose a range that the node has no way to")
+    with _only_one(guard.netd), _listen(guard.netd) as listening:
+        _give_up()
+        daemon = Netd(guard.network, listening)
+        try:
+            daemon.secure()
+        except NetError as error:
+            raise wrong(str(error)) from None
+        for number in SIGNALS:
+            signal.signal(number, daemon.stop)
+        policyd.announce()
+        try:
+            daemon.serve()
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(guard.netd)
+
+
+def read_guard(path: str) -> Guard:
+    """The guard, when it may be relied on and names what netd needs. Raises NetdError."""
+    if os.geteuid():
+        raise wrong("links and rules are root's to make; next: start it as root")
+    why = distrust(path)
+    if why:
+        raise wrong(f"{why}; correct it, or name the guard with --guard")
+    try:
+        with open(path, "rb") as file:
+            guard = parse_guard(file.read())
+    except (OSError, GuardError) as error:
+        raise wrong(f"{path}: {error}") from None
+    if not (guard.netd and guard.network):
+        raise wrong(f"{path} has no lines 'netd SOCKET' and 'network A.B.C.D/BITS'; add them, then start again")
+    return guard
+
+
+@contextlib.contextmanager
+def _only_one(path: str) -> Iterator[int]:
+    try:
+        with policyd.only_one(path) as lock:
+            yield lock
+    except policyd.PolicydError as error:
+        raise wrong(str(error).partition(": ")[2].replace("policyd", "netd")) from None
+
+
+def _listen(path: str) -> socket.socket:
+    try:
+        return policyd.listen(path, socket.SOCK_SEQPACKET, BACKLOG)
+    except policyd.PolicydError as error:
+        raise wrong(str(error).partition(": ")[2].replace("policyd", "netd")) from None
+
+
+def _give_up() -> None:
+    """Rights to make links and enter namespaces are all that is left, here and in whatever is executed."""
+    prctl.set_dumpable(0)
+    prctl.set_name("nw-netd")
+    prctl.set_no_new_privs(1)
+    prctl.capbset.limit(prctl.CAP_NET_ADMIN, prctl.CAP_SYS_ADMIN)
+    prctl.cap_inheritable.limit()
+    prctl.cap_effective.limit(prctl.CAP_NET_ADMIN, prctl.CAP_SYS_ADMIN)
+    prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN, prctl.CAP_SYS_ADMIN)
+
+
+def forwarding() -> str:
+    """Why the node passes nobody's packets on, or "". Raises OSError."""
+    with open(FORWARD, encoding="ascii") as file:
+        on = file.read().strip() != "0"
+    return "" if on else "net.ipv4.ip_forward is 0; sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d"
+
+
+class Ready:
+    """A namespace that waits. numbers: the network that it has the rules of."""
+
+    __slots__ = ("address", "link", "namespace", "netfilter", "numbers")
+
+    def __init__(self, numbers: bytes, address: int, link: int, descriptors: list[int]) -> None:
+        self.numbers, self.address, self.link = numbers, address, link
+        self.namespace, self.netfilter = descriptors
+
+    def close(self) -> None:
+        """Let go; unless it was given away, it ends now."""
+        for descriptor in (self.namespace, self.netfilter):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.namespace = self.netfilter = -1
+
+
+class Peer:
+    """A launcher. wants: the numbers that it sent, until it has got something; ready: what it got."""
+
+    __slots__ = ("ready", "sock", "wants")
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock, self.wants = sock, b""
+        self.ready: Ready | None = None
+
+
+class Builder:
+    """The child that makes the next namespace; one at a time."""
+
+    __slots__ = ("late", "numbers", "pid", "sock")
+
+    def __init__(self, numbers: bytes, sock: socket.socket, pid: int) -> None:
+        self.numbers, self.sock, self.pid = numbers, sock, pid
+        self.late = time.monotonic() + BUILD
+
+
+class Netd:
+    """wanted: the guard's range. pool: what is ready, by numbers, the network asked for last at the end."""
+
+    def __init__(self, wanted: Network, listening: socket.socket) -> None:
+        self.wanted, self.listening = wanted, listening
+        self.pool: dict[bytes, list[Ready]] = {}
+        self.waiting: list[Peer] = []
+        self.peers: set[Peer] = set()
+        self.builder: Builder | None = None
+        self.doomed: list[tuple[float, int]] = []
+        self.next = int.from_bytes(os.urandom(4), "little")
+        self.look = self.look_routes = 0.0
+        self.stamp: object = None
+        self.trouble = self.collides = ""
+        self.pause = 0.0
+        self.select = selectors.DefaultSelector()
+        self.stopping = False
+
+    def stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def serve(self) -> None:
+        """Until told to end. Runs go on with what they have."""
+        self._look()
+        woken, wake = socket.socketpair()  # select(2) is gone back to after a signal (PEP 475): this one ends it
+        wake.setblocking(False)
+        signal.set_wakeup_fd(wake.fileno())
+        self.select.register(woken, selectors.EVENT_READ, lambda: None)
+        self.listening.setblocking(False)
+        self.select.register(self.listening, selectors.EVENT_READ, self._accept)
+        while not self.stopping:
+            heard = self.select.select(self._patience())
+            for key, _ in heard:
+                key.data()
+            if not heard or self.waiting:
+                self._build()
+            self._overdue()
+        self._close()
+
+    def _patience(self) -> float:
+        if self.waiting or self.builder or self.doomed:
+            return 0.1
+        return SOON if self._short() is not None and time.monotonic() >= self.pause else LOOK
+
+    # ---- the node ----
+
+    def secure(self) -> None:
+        """The node's table as it must be now. Raises NetError."""
+        netbuild.nft(network.node_ruleset(self.wanted, netbuild.resolvers()[0]))
+        self.stamp = self._stamp()
+
+    def _stamp(self) -> object:
+        with contextlib.suppress(OSError):
+            info = os.stat(netbuild.RESOLV_CONF)
+            return info.st_ino, info.st_mtime_ns
+        return None
+
+    def _look(self) -> None:
+        """What is wrong with the node goes into ``trouble``, which callers are told until it is mended."""
+        if time.monotonic() < self.look:
+            return
+        self.look = time.monotonic() + LOOK
+        try:
+            changed = self._stamp() != self.stamp
+            if changed or not has_table(network.table(self.wanted)):
+                self.secure()
+            if changed:
+                self._drop(self.pool)
+            self.trouble = self._routes() or forwarding()
+        except (NetError, OSError) as error:
+            self.trouble = str(error)
+
+    def _routes(self) -> str:
+        """A collision, looked for seldom: it takes 10 ms."""
+        if time.monotonic() > self.look_routes:
+            self.look_routes = time.monotonic() + LOOK_ROUTES
+            self.collides = netbuild.overlap(self.wanted)
+        return f"{self.wanted} collides with the route {self.collides}; change one of them" if self.collides else ""
+
+    # ---- launchers ----
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self.listening.accept()
+            uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+            if uid:
+                sock.close()
+                return
+            sock.setblocking(False)
+            peer = Peer(sock)
+            self.peers.add(peer)
+            self.select.register(sock, selectors.EVENT_READ, lambda: self._hear(peer))
+
+    def _hear(self, peer: Peer) -> None:
+        try:
+            said = peer.sock.recv(LARGEST + 1)
+        except BlockingIOError:
+            return
+        except OSError:
+            said = b""
+        if not said:
+            self._leave(peer)
+        elif peer.ready:
+            self._tell(peer, b"".join(REMOTE.pack(words(row).encode()) for row in opened(peer.ready.netfilter)[:REMOTES]) or b"\0")
+        elif not peer.wants:
+            self._ask(peer, said)
+
+    def _ask(self, peer: Peer, numbers: bytes) -> None:
+        peer.wants = numbers
+        try:
+            network.decode(numbers)
+        except ValueError as error:
+            self._refuse(peer, f"netd was sent {error}; install launcher and netd from one version, then run nodewrap policy apply")
+            return
+        if self.trouble:  # perhaps it has just been mended
+            self.look = self.look_routes = 0
+            self._look()
+        if self.trouble:
+            self._refuse(peer, self.trouble)
+            return
+        self.pool[numbers] = self.pool.pop(numbers, [])  # asked for last
+        for old in list(self.pool)[:-NETWORKS]:
+            self._drop({old: self.pool.pop(old)})
+        while self.pool[numbers] and not peer.ready:
+            self._give(peer, self.pool[numbers].pop(0))
+        if not peer.ready:
+            self.waiting.append(peer)
+
+    def _give(self, peer: Peer, ready: Ready) -> None:
+        """The namespace, of which no descriptor stays here: it must end with the payload."""
+        body = REPLY.pack(0, ready.address.to_bytes(4, "big"), b"")
+        try:
+            peer.sock.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ready.namespace]))])
+        except OSError:
+            ready.close()
+            self._leave(peer)
+            return
+        os.close(ready.namespace)
+        ready.namespace = -1
+        peer.ready = ready
+
+    def _refuse(self, peer: Peer, why: str) -> None:
+        self._tell(peer, REPLY.pack(1, b"", why.encode("utf-8", "replace")[:247]))
+        self._leave(peer)
+
+    def _tell(self, peer: Peer, body: bytes) -> None:
+        with contextlib.suppress(OSError):
+            peer.sock.send(body)
+
+    def _leave(self, peer: Peer) -> None:
+        """The run has ended, or its launcher died."""
+        if peer not in self.peers:
+            return
+        self.peers.discard(peer)
+        if peer in self.waiting:
+            self.waiting.remove(peer)
+        self.select.unregister(peer.sock)
+        peer.sock.close()
+        if peer.ready:
+            self.doomed.append((time.monotonic() + KEPT, peer.ready.link))
+            peer.ready.close()
+
+    # ---- namespaces ----
+
+    def _short(self) -> bytes | None:
+        """Of which network the next one is to be made."""
+        for peer in self.waiting:
+            return peer.wants
+        size = (1 << (32 - self.wanted.bits)) - 2
+        most = min(READY, size // 4)
+        return next((numbers for numbers, ready in reversed(self.pool.items()) if len(ready) < most), None)
+
+    def _build(self) -> None:
+        numbers = self._short()
+        if self.builder or numbers is None or (not self.waiting and time.monotonic() < self.pause):
+            return
+        us, them = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pid = os.fork()
+        if pid == 0:
+            us.close()
+            _be_builder(them, self.wanted, self.next, numbers)
+        them.close()
+        self.next += 1
+        self.builder = Builder(numbers, us, pid)
+        self.select.register(us, selectors.EVENT_READ, self._built)
+
+    def _built(self) -> None:
+        assert self.builder
+        body, descriptors = b"", list[int]()
+        with contextlib.suppress(OSError):
+            body, descriptors = socket.recv_fds(self.builder.sock, ANSWER.size, 2)[:2]
+        numbers = self._end_builder()
+        address, link, text = ANSWER.unpack(body) if len(body) == ANSWER.size else (0, 0, b"the process that makes networks died")
+        if len(descriptors) != 2:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._failed(numbers, text.rstrip(b"\0").decode("utf-8", "replace") or "no namespace")
+            return
+        ready = Ready(numbers, address, link, descriptors)
+        for peer in [peer for peer in self.waiting if peer.wants == numbers]:
+            self.waiting.remove(peer)
+            self._give(peer, ready)
+            if peer.ready:
+                return
+        self.pool.setdefault(numbers, []).append(ready)
+
+    def _end_builder(self) -> bytes:
+        assert self.builder
+        ended, self.builder = self.builder, None
+        self.select.unregister(ended.sock)
+        ended.sock.close()
+        os.kill(ended.pid, signal.SIGKILL)
+        os.waitpid(ended.pid, 0)
+        return ended.numbers
+
+    def _failed(self, numbers: bytes, why: str) -> None:
+        """Those who wait for it are told; and it is not tried again at once for the pool's sake. Others' spare addresses are for who needs one."""
+        self.pause = time.monotonic() + 1
+        spare = {other: ready for other, ready in self.pool.items() if other != numbers and ready}
+        if spare:
+            self._drop(spare)
+            return
+        for peer in [peer for peer in self.waiting if peer.wants == numbers]:
+            self._refuse(peer, why)
+
+    def _drop(self, pool: dict[bytes, list[Ready]]) -> None:
+        for ready in [one for many in pool.values() for one in many]:
+            ready.close()
+        for many in pool.values():
+            many.clear()
+
+    def _overdue(self) -> None:
+        now = time.monotonic()
+        if self.builder and now > self.builder.late:
+            self._failed(self._end_builder(), f"a network was not made in {BUILD:.0f} s")
+        while self.doomed and self.doomed[0][0] < now:
+            _remove_kept(self.doomed.pop(0)[1])
+        if now > self.look and not self.waiting:
+            self._look()
+        with contextlib.suppress(ChildProcessError):
+            while not self.builder and os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+    def _close(self) -> None:
+        self._drop(self.pool)
+        if self.builder:
+            self._end_builder()
+
+
+def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> NoReturn:
+    try:
+        prctl.set_pdeathsig(signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        netbuild.main(to, wanted, start, numbers)
+    finally:
+        os._exit(0)
+
+
+def _remove_kept(link: int) -> None:
+    """By a child: taking a link away waits for every processor (synchronize_net)."""
+    try:
+        name = socket.if_indextoname(link)
+    except OSError:
+        return  # it went with its namespace
+    if name.startswith(network.LINK) and os.fork() == 0:
+        try:
+            netbuild.remove(link)
+        finally:
+            os._exit(0)
+
+
+# ---- what netfilter tells, in its own words ----
+
+NFNL_TABLES = 10 << 8
+GET_TABLE, GET_ELEMENTS = 1, 13
+REQUEST, DUMP, ERROR, DONE = 1, 0x300, 2, 3
+FAMILY_IP, FAMILY_INET = 2, 1
+#: One place that a payload opened connections to, in words. So many are told at most.
+REMOTE = struct.Struct("48s")
+REMOTES = 32
+#: What netfilter said of it: protocol, port, connections, address.
+Row = tuple[int, int, int, bytes]
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
+
+
+def _request(kind: int, flags: int, family: int, *attributes: bytes) -> bytes:
+    body = struct.pack("=BBH", family, 0, 0) + b"".join(attributes)
+    return struct.pack("=IHHII", len(body) + 16, NFNL_TABLES | kind, REQUEST | flags, 1, 0) + body
+
+
+def has_table(name: str) -> bool:
+    """Whether the node has a table of that name. Raises OSError when netfilter does not say."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netbuild.NETLINK_NETFILTER) as sock:
+        sock.settimeout(2)
+        sock.bind((0, 0))
+        sock.send(_request(GET_TABLE, 0, FAMILY_IP, _attribute(1, name.encode() + b"\0")))
+        answer = sock.recv(1 << 16)
+    kind: int = struct.unpack_from("=H", answer, 4)[0]
+    return kind != ERROR
+
+
+def opened(netfilter: int) -> list[Row]:
+    """Where connections went, most first, by the set that the namespace's rules fill. netfilter: a socket in the namespace."""
+    found: list[Row] = []
+    with socket.socket(fileno=os.dup(netfilter)) as sock, contextlib.suppress(OSError):
+        sock.settimeout(1)
+        sock.send(_request(GET_ELEMENTS, DUMP, FAMILY_INET, _attribute(1, b"nodewrap\0"), _attribute(2, b"seen\0")))
+        while True:
+            answer, at = sock.recv(1 << 17), 0
+            while at + 16 <= len(answer):
+                length, kind = struct.unpack_from("=IH", answer, at)
+                if kind in (DONE, ERROR) or length < 16:
+                    return sorted(found, key=lambda row: -row[2])
+                found += _elements(answer[at + 20:at + length])
+                at += (length + 3) & ~3
+    return found
+
+
+def _nested(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, at)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4:at + length]
+        at += (length + 3) & ~3
+
+
+def _elements(data: bytes) -> Iterator[Row]:
+    """Of NFTA_SET_ELEM_LIST_ELEMENTS (3): each has a key (1), whose value (1) is address, protocol and port in 4 bytes each, and a counter (7)."""
+    for kind, many in _nested(data):
+        for _, element in _nested(many) if kind == 3 else ():
+            parts: dict[int, Any] = dict(_nested(element))
+            key = dict(_nested(parts.get(1, b""))).get(1, b"")
+            expression = dict(_nested(parts.get(7, b"")))
+            counter = dict(_nested(expression.get(2, b"")))
+            if len(key) >= 12:
+                yield key[4], int.from_bytes(key[8:10], "big"), min(int.from_bytes(counter.get(2, b""), "big"), 0xFFFFFFFF), key[:4]
+
+
+def words(row: Row) -> str:
+    """``tcp 192.0.2.7:443 x12``."""
+    protocol, port, count, address = row
+    return f"{'tcp' if protocol == 6 else 'udp'} {dotted(int.from_bytes(address, 'big'))}:{port} x{count}"

@@ -1,0 +1,492 @@
+"""Private networks under the real setuid launcher and the real netd, in a node and a world that are network namespaces of the tests' own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nodewrap import netbuild, network
+from nodewrap.guard import Network
+from tests.conftest import installation
+from tests.need import need
+from tests.node import Node, until
+
+RANGE = Network(0x0AD50000, 24)
+NODE, WORLD, OTHER, METADATA = "198.18.0.1", "203.0.113.10", "203.0.113.20", "169.254.169.254"
+PROFILES = """
+[profile.net]
+like = "strict"
+network = "private"
+
+[profile.lan]
+like = "strict"
+network = { mode = "private", allow = ["203.0.113.0/24:80", "udp any:5000-5001"], deny = ["203.0.113.20"], dns = false }
+
+[profile.meta]
+like = "batch"
+network = { mode = "private", allow = ["169.254.169.254:80"] }
+
+[profile.maybe]
+like = "net"
+on_missing = "degrade"
+
+[profile.wide]
+like = "strict"
+network = "host"
+landlock = ["abstract"]
+"""
+NAMES = ("net", "lan", "meta", "maybe", "wide")
+#: What the payload tries, one line of "tcp ADDRESS PORT" each -> what came back, or the error's name.
+TRY = """
+import errno, socket, sys
+for line in sys.argv[1:]:
+    kind, host, port = line.split()
+    s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+    s.settimeout(1)
+    try:
+        s.connect((host, int(port)))
+        s.sendall(b"x")
+        print(s.recv(100).decode(), flush=True)
+    except OSError as wrong:
+        print(errno.errorcode.get(wrong.errno, "timeout"), flush=True)
+"""
+CLOSED = {"EHOSTUNREACH", "EACCES", "ENETUNREACH", "ECONNREFUSED", "timeout", "EPERM"}
+
+
+class World:
+    """A node (the test process is in it meanwhile) and, behind its link, the world: namespaces of our own. Its servers tell callers their address."""
+
+    def __init__(self):
+        self.stack, self.servers = contextlib.ExitStack(), []
+        self.outside = os.open("/proc/self/ns/net", os.O_RDONLY)
+        netbuild._namespace("unshare", netbuild.CLONE_NEWNET)
+        self.world = os.open("/proc/self/ns/net", os.O_RDONLY)
+        addresses = [WORLD, OTHER, METADATA, "100.100.100.200", *netbuild.resolvers()[0]]
+        ip("link set lo up")
+        for address in addresses:
+            ip(f"addr add {address}/32 dev lo")
+        netbuild._namespace("unshare", netbuild.CLONE_NEWNET)
+        ip("link set lo up")
+        link = f"link add up0 type veth peer name up1 netns /proc/{os.getpid()}/fd/{self.world}"
+        for line in (link, f"addr add {NODE}/24 dev up0", "link set up0 up", "route add default via 198.18.0.2"):
+            ip(line)
+        self.node = os.open("/proc/self/ns/net", os.O_RDONLY)
+        with self.inside():
+            ip("addr add 198.18.0.2/24 dev up1")
+            ip("link set up1 up")
+            for address in addresses:
+                self.serve(address)
+        forward("1")
+
+    @contextlib.contextmanager
+    def inside(self):
+        """The test process is in the world meanwhile."""
+        netbuild._namespace("setns", self.world, (netbuild.CLONE_NEWNET,))
+        try:
+            yield
+        finally:
+            netbuild._namespace("setns", self.node, (netbuild.CLONE_NEWNET,))
+
+    def serve(self, address, ports=(80, 443)):
+        for kind, port in [("tcp", port) for port in ports] + [("udp", 53), ("udp", 5000), ("udp", 5002)]:
+            server = socket.socket(socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((address, port))
+            if kind == "tcp":
+                server.listen(20)
+            self.servers.append(server)
+            threading.Thread(target=answer, args=(server, kind), daemon=True).start()
+
+    def close(self):
+        netbuild._namespace("setns", self.outside, (netbuild.CLONE_NEWNET,))
+        for server in self.servers:
+            with contextlib.suppress(OSError):
+                server.shutdown(socket.SHUT_RDWR)
+            server.close()
+        for descriptor in (self.outside, self.world, self.node):
+            os.close(descriptor)
+
+
+def answer(server, kind):
+    """One line for each who comes: its address, as seen here."""
+    with contextlib.suppress(OSError):
+        while True:
+            if kind == "udp":
+                _, peer = server.recvfrom(10)
+                if peer is None:  # shut down
+                    return
+                server.sendto(peer[0].encode(), peer)
+                continue
+            connection, peer = server.accept()
+            with connection:
+                connection.sendall(peer[0].encode())
+
+
+def ip(line):
+    subprocess.run(["ip", *line.split()], check=True)
+
+
+def forward(value):
+    with open("/proc/sys/net/ipv4/ip_forward", "w") as file:
+        file.write(value)
+
+
+def links():
+    """Payloads' links on the node, by name."""
+    return sorted(name for _, name in socket.if_nameindex() if name.startswith(network.LINK))
+
+
+@pytest.fixture(scope="module")
+def world(session):
+    need("root", "nft", "ip")
+    installation(session, "setuid")  # which may want the network that the test process leaves now
+    made = World()
+    yield made
+    made.close()
+
+
+class Netd:
+    """A site with netd. process: its Popen, ready."""
+
+    def __init__(self, node, extra=()):
+        self.node, self.site = node, node.site
+        self.path = self.site.prefix / "run/netd"
+        self.profiles = " ".join((*NAMES, "strict", "batch"))
+        self.guard()
+        text = node.policy_text().replace('["none", "compat", "batch", "strict"]', '["batch", "strict", "' + '", "'.join(NAMES) + '"]')
+        self.site.policy(text + PROFILES)
+        self.process = self.start()
+
+    def guard(self, **changes):
+        allow = [f"{mode} {self.profiles}" for mode in ("switch", "map", "log-only")]
+        self.node.open_guard(**{"allow": allow, "netd": str(self.path), "network": str(RANGE), **changes})
+
+    def start(self, ready=True):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
+            notify.bind(b"\0nodewrap-test-" + os.urandom(8).hex().encode())
+            notify.settimeout(20)
+            env = {**self.site.environment(self.site.pilot), "NOTIFY_SOCKET": "@" + notify.getsockname()[1:].decode()}
+            process = subprocess.Popen([self.site.binary, "netd", "--guard", self.site.sysconf / "guard"], env=env, cwd="/", stderr=subprocess.PIPE)
+            if ready:
+                try:
+                    assert notify.recv(100) == b"READY=1"
+                except TimeoutError:
+                    process.kill()
+                    raise AssertionError(process.communicate()) from None
+        return process
+
+    def stop(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        self.process.wait(20)
+        said = self.process.stderr.read().decode()
+        self.process.stderr.close()
+        return said
+
+    def tries(self, profile, *lines, kind="static", **more):
+        """What a payload of that profile gets for each line, and the run."""
+        ran = self.node.run(kind, "/usr/bin/python3", "-I", "-c", TRY, *lines, profile=profile, **more)
+        assert (ran.rc, ran.err) == (0, b""), ran
+        return ran.text.split("\n")[:-1], ran
+
+
+@pytest.fixture
+def netd(world, session):
+    need("root")
+    node = Node(installation(session, "setuid"))
+    made = Netd(node)
+    yield made
+    node.close()
+    if made.process.poll() is None:
+        made.stop()
+    left = node.settled()
+    node.site.reset()
+    assert not any(left.values()), left
+    until(lambda: not links(), f"no link is left: {links()}")
+
+
+@pytest.fixture
+def listener():
+    """A port of the node's, on all its addresses, as a pilot might have one."""
+    with socket.socket() as server:
+        server.bind(("0.0.0.0", 0))
+        server.listen()
+        yield server.getsockname()[1]
+
+
+def reachable(host, port):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
+        return True
+    return False
+
+
+def nft(line):
+    return subprocess.run(["nft", line], check=True, capture_output=True, text=True).stdout
+
+
+def start(netd, profile="net", kind="static", command=("/bin/sleep", "60")):
+    """A payload that waits, and its address."""
+    before = netd.site.audit_size()
+    live = netd.node.start(kind, *command, profile=profile)
+    (record,) = [record for record in netd.site.records(before) if record["event"]["action"] == "start"]
+    return live, record["source"]["ip"]
+
+
+def from_inside(live, *lines):
+    """As Netd.tries, by root in the payload's namespace."""
+    enter = ["nsenter", "-t", str(live.pid), "-n", "/usr/bin/python3", "-c", TRY, *lines]
+    return subprocess.run(enter, check=True, capture_output=True, text=True).stdout.split()
+
+
+def refused(ran, *words):
+    assert ran.rc == 202, ran
+    for word in ("NW-NET", *words):
+        assert word.encode() in ran.err, ran
+
+
+@pytest.mark.parametrize("kind", ["static", "pool", "map", "block", "log-only"])
+def test_payload_reaches_the_world_under_the_nodes_address_and_its_own_is_on_record(netd, kind):
+    got, ran = netd.tries("net", f"tcp {WORLD} 80", f"udp {OTHER} 5002", f"tcp {WORLD} 80", kind=kind)
+    assert got == [NODE] * 3
+    begin, end = ran.record("start"), ran.record("exit")
+    assert begin["source"]["ip"] == end["source"]["ip"]
+    assert begin["source"]["ip"].startswith("10.213.0.")
+    assert begin["nodewrap"]["isolation"]["network"] == "private"
+    assert end["nodewrap"]["usage"]["connections"] == [f"tcp {WORLD}:80 x2", f"udp {OTHER}:5002 x1"]
+
+
+def test_only_what_the_policy_allows_and_does_not_deny_is_open(netd):
+    closed = [f"tcp {WORLD} 443", f"tcp {OTHER} 80", f"udp {OTHER} 5000", f"udp {WORLD} 5002", f"udp {WORLD} 53"]
+    got, ran = netd.tries("lan", f"tcp {WORLD} 80", f"udp {WORLD} 5000", *closed)
+    assert got[:2] == [NODE, NODE]
+    assert set(got[2:]) <= CLOSED, got
+    assert ran.record("exit")["nodewrap"]["usage"]["connections"] == [f"tcp {WORLD}:80 x1", f"udp {WORLD}:5000 x1"]
+
+
+def test_nodes_resolvers_answer_unless_the_policy_closes_them(netd):
+    resolver = next(iter(netbuild.resolvers()[0]), None)
+    if not resolver:
+        pytest.skip("this machine names no IPv4 resolver")
+    assert netd.tries("net", f"udp {resolver} 53")[0] == [NODE]
+    assert set(netd.tries("lan", f"udp {resolver} 53", f"tcp {resolver} 443")[0]) <= CLOSED
+
+
+def test_metadata_services_are_closed_until_an_entry_of_their_own_opens_one(netd):
+    assert reachable(METADATA, 80), "the node itself reaches it"
+    assert set(netd.tries("net", f"tcp {METADATA} 80", "tcp 100.100.100.200 80")[0]) <= CLOSED
+    got = netd.tries("meta", f"tcp {METADATA} 80", f"tcp {METADATA} 443")[0]
+    assert got[0] == NODE
+    assert got[1] in CLOSED
+
+
+def test_ports_of_the_node_are_closed_by_each_of_two_walls(netd, listener):
+    tries = [f"tcp {host} {listener}" for host in (NODE, "127.0.0.1", "198.18.0.2")]
+    assert reachable(NODE, listener)
+    assert set(netd.tries("net", *tries)[0]) <= CLOSED
+    live, _ = start(netd)  # the wall of the namespace down: the node's stands
+    inner = ["nsenter", "-t", str(live.pid), "-n"]
+    subprocess.run([*inner, "nft", "flush", "ruleset"], check=True)
+    got = from_inside(live, *tries[:2], f"tcp {WORLD} 80")
+    assert set(got[:2]) <= CLOSED, got
+    assert got[2] == NODE
+    nft("flush ruleset")  # the node's down, for as long as netd does not look
+    assert set(netd.tries("net", *tries, kind="map")[0]) <= CLOSED
+
+
+def test_neither_other_payloads_nor_the_node_reach_a_payload(netd):
+    serve = "import socket, time; s = socket.create_server(('0.0.0.0', 7000)); time.sleep(60)"
+    live, address = start(netd, command=("/usr/bin/python3", "-I", "-c", serve))
+    until(lambda: from_inside(live, "tcp 127.0.0.1 7000") == ["timeout"], "it serves")
+    got, _ = netd.tries("net", f"tcp {address} 7000", kind="map")
+    assert got[0] in CLOSED
+    assert not reachable(address, 7000)
+
+
+def test_address_of_somebody_else_is_not_believed(netd):
+    live, _ = start(netd)
+    inner = ["nsenter", "-t", str(live.pid), "-n"]
+    subprocess.run([*inner, "ip", "addr", "add", "10.213.0.250/32", "dev", "eth0"], check=True)
+    code = f"import socket; s = socket.socket(); s.settimeout(1); s.bind(('10.213.0.250', 0)); s.connect(('{WORLD}', 80))"
+    ran = subprocess.run([*inner, "/usr/bin/python3", "-c", code], capture_output=True, text=True)
+    assert "timed out" in ran.stderr, ran
+
+
+def test_root_of_a_nested_namespace_has_no_power_over_the_network(netd):
+    got = netd.node.run("static", "/usr/bin/unshare", "-Ur", "/usr/sbin/ip", "link", "set", "eth0", "down", profile="meta")
+    assert got.rc != 0
+    assert b"not permitted" in got.err, got
+
+
+def test_there_is_no_ipv6_but_loopback(netd):
+    ran = netd.node.sh("static", "cat /proc/net/if_inet6", profile="net")
+    assert [line.split()[-1] for line in ran.text.splitlines()] == ["lo"] * len(ran.text.splitlines())
+    assert netd.tries("net", "tcp 2001:db8::1 80")[0][0] in CLOSED
+
+
+def test_nothing_is_left_when_the_keeper_is_killed_and_the_record_has_the_address(netd):
+    live, address = start(netd)
+    before = netd.site.audit_size()
+    front = live.process.pid
+    (keeper,) = [int(pid) for pid in Path(f"/proc/{front}/task/{front}/children").read_text().split()]
+    os.kill(keeper, signal.SIGKILL)
+    live.end()
+    netd.node.sweep()
+    (end,) = [record for record in netd.site.records(before) if record["event"]["action"] == "exit"]
+    assert (end["nodewrap"]["swept"], end["source"]["ip"]) == (True, address)
+    name = f"nw-{int.from_bytes(socket.inet_aton(address), 'big'):08x}"
+    until(lambda: name not in links(), "its link is gone")
+    assert address not in subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
+
+
+def test_socket_that_the_pilot_was_handed_is_cut_off_with_the_run(netd, tmp_path):
+    work = netd.site.pilot.home / "handed"
+    work.mkdir(exist_ok=True)
+    os.chown(work, netd.site.pilot.uid, netd.site.pilot.gid)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(work / "out"))
+        os.chmod(work / "out", 0o777)
+        server.listen()
+        code = (f"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('{WORLD}', 5000));"
+                "u = socket.socket(socket.AF_UNIX); u.connect('out'); socket.send_fds(u, [b'x'], [s.fileno()])")
+        ran = netd.node.run("log-only", "/usr/bin/python3", "-I", "-c", code, profile="net", options=["--workdir", str(work)])
+        assert ran.rc == 0, ran
+        with server.accept()[0] as got:
+            descriptor = socket.recv_fds(got, 1, 1)[1][0]
+    with socket.socket(fileno=descriptor) as kept:
+        address = ran.record("start")["source"]["ip"]
+        assert kept.getsockname()[0] == address
+        name = f"nw-{int.from_bytes(socket.inet_aton(address), 'big'):08x}"
+        until(lambda: name not in links(), "the link is gone though a socket lives")
+        kept.settimeout(1)
+        with pytest.raises(OSError, match=r"unreachable|timed out"):
+            kept.recv(kept.send(b"x"))
+
+
+def test_run_goes_on_without_netd_and_the_next_is_refused_or_degraded(netd):
+    code = f"import sys, socket; sys.stdin.read(); print(socket.create_connection(('{WORLD}', 80)).recv(99))"
+    live, _ = start(netd, command=("/usr/bin/python3", "-I", "-c", code))
+    netd.stop(signal.SIGKILL)
+    code, out, _ = live.end(b"")
+    assert (code, out) == (0, f"b'{NODE}'\n".encode())
+    refused(netd.node.run("static", "/bin/true", profile="net"), "netd", "nodewrap netd", "doctor")
+    got, ran = netd.tries("maybe", f"tcp {WORLD} 80")
+    assert got == ["ENETUNREACH"]
+    assert ran.record("start")["nodewrap"]["isolation"]["network"] == "none"
+    assert "private-network" in ran.record("degrade")["nodewrap"]["degrade"]
+    assert "source" not in ran.record("start")
+    netd.process = netd.start()
+    assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
+
+
+def test_netd_that_hangs_is_waited_for_no_longer_than_the_guard_says(netd):
+    netd.guard(deadline_ms="1200")
+    netd.process.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    ran = netd.node.run("static", "/bin/true", profile="net")
+    took = time.monotonic() - began
+    netd.process.send_signal(signal.SIGCONT)
+    refused(ran, "does not answer")
+    assert 1 < took < 8
+
+
+GOOD = bytes(4) + socket.inet_aton("10.213.0.5") + bytes(248)
+OUTSIDE = bytes(4) + socket.inet_aton(NODE) + bytes(248)
+
+
+@pytest.mark.parametrize("body", [b"", b"x", bytes(256), b"\1" + bytes(255), GOOD, OUTSIDE, b"\xff" * 256, bytes(300)])
+def test_nonsense_from_netd_is_refused(netd, body):
+    netd.stop()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind(str(netd.path))
+        server.listen()
+        ran = []
+        thread = threading.Thread(target=lambda: ran.append(netd.node.run("static", "/bin/true", profile="net")))
+        thread.start()
+        with server.accept()[0] as got:
+            got.recv(9999)
+            with open("/proc/self/ns/net") as namespace:
+                socket.send_fds(got, [body], [namespace.fileno()] if body == OUTSIDE else [])
+            thread.join(20)
+    os.unlink(netd.path)
+    refused(ran[0])
+
+
+def test_addresses_that_are_used_up_are_told_and_come_back(netd):
+    netd.stop()
+    netd.guard(network="10.213.7.0/30")
+    ip("link add nw-0ad50701 type veth peer other0")  # somebody else's, under a name of ours
+    try:
+        netd.process = netd.start()
+        live, address = start(netd)
+        assert address == "10.213.7.2"
+        refused(netd.node.run("map", "/bin/true", profile="net"), "every address of 10.213.7.0/30 is taken")
+        live.process.send_signal(signal.SIGTERM)
+        live.end()
+        assert netd.node.run("map", "/bin/true", profile="net").rc == 0
+    finally:
+        ip("link del nw-0ad50701")
+
+
+def test_range_that_the_node_has_a_way_to_is_refused(netd):
+    netd.stop()
+    for taken in ("198.18.0.0/16", "198.18.0.128/25"):
+        netd.guard(network=taken)
+        netd.process = netd.start(ready=False)
+        assert netd.process.wait(20) == 202
+        said = netd.stop()
+        assert "NW-NETD: network " + taken in said, said
+        assert "collides with the route 198.18.0.0/24 on up0" in said
+    netd.guard()
+    netd.process = netd.start()
+    netd.guard(network="10.214.0.0/24")  # netd has still the other one
+    refused(netd.node.run("static", "/bin/true", profile="net"), "outside of the guard")
+
+
+def test_node_that_passes_nothing_on_is_told_and_mended_at_once(netd):
+    forward("0")
+    try:
+        until(lambda: netd.node.run("static", "/bin/true", profile="net").rc == 202, "netd sees it", 10)
+        refused(netd.node.run("static", "/bin/true", profile="net"), "sysctl -w net.ipv4.ip_forward=1")
+    finally:
+        forward("1")
+    assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
+
+
+def test_rules_come_back_when_the_nodes_firewall_is_loaded_again(netd):
+    nft("flush ruleset")
+    until(lambda: network.table(RANGE) in nft("list tables"), "netd puts them back")
+    assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
+
+
+def test_resolver_on_the_nodes_loopback_is_answered_for_by_the_one_behind_it(world, tmp_path, monkeypatch):
+    for name, text in (("RESOLV_CONF", "nameserver 127.0.0.53\noptions edns0\n"), ("UPSTREAM", f"nameserver {OTHER}\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(netbuild, name, str(tmp_path / name))
+    assert netbuild.resolvers() == ([OTHER], {"127.0.0.53": OTHER})
+    netbuild.nft(network.node_ruleset(RANGE, []))
+    built, descriptors = netbuild.build(RANGE, 9, network.encode(network.Rules()))
+    try:
+        enter = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{descriptors[0]}", "/usr/bin/python3", "-c", TRY, "udp 127.0.0.53 53"]
+        assert subprocess.run(enter, capture_output=True, text=True, check=True).stdout.split() == [NODE]
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        netbuild.remove(built.link)
+
+
+def test_launcher_without_privilege_gives_loopback_or_refuses(userns_node):
+    node = userns_node
+    node.open_guard(allow=["map net maybe", "log-only net maybe"])
+    node.site.policy(node.policy_text().replace('["none", "compat", "batch", "strict"]', '["net", "maybe"]') + PROFILES)
+    ran = node.run("map", "/bin/true", profile="net")
+    refused(ran, "privileged launcher")
+    ran = node.run("map", "/bin/cat", "/proc/net/dev", profile="maybe")
+    assert ran.rc == 0, ran
+    assert [line.split(":")[0].strip() for line in ran.text.splitlines()[2:]] == ["lo"]
