@@ -479,7 +479,7 @@ def opened(netfilter: int) -> list[Row]:
             while at + 16 <= len(answer):
                 length, kind = struct.unpack_from("=IH", answer, at)
                 if kind in (DONE, ERROR) or length < 16:
-                    return sorted(found, key=lambda row: -row[2])
+                    return sorted(found, key=lambda row: (-row[2], row))
                 found += _elements(answer[at + 20:at + length])
                 at += (length + 3) & ~3
     return found
