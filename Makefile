@@ -163,6 +163,11 @@ test: $(VENV)/.core build ## every test; as non-root what that can run (NODEWRAP
 	@$(if $(ROOT),,echo 'not root: the tests that switch accounts are left out; run make test as root for them')
 	$(VPY) -m pytest $(TESTS) $(PYTEST_ARGS)
 
+# KERNEL_ARGS="--kvm", TESTS="tests/integration/test_limits.py -k memory": see tests/kernel/boot.py
+.PHONY: test-kernel
+test-kernel: $(VENV)/.core build ## tests on a distribution's kernel with all of cgroup v2, in QEMU (root; minutes)
+	$(VPY) -m tests.kernel.boot $(KERNEL_ARGS) -- $(if $(filter tests,$(TESTS)),tests/integration/test_limits.py,$(TESTS)) $(PYTEST_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.core ## ruff, mypy, gcc -fanalyzer, cppcheck, clang-tidy, shellcheck, man pages, sizes, error codes
 	$(VPY) -m pytest tests/lint $(PYTEST_ARGS)

@@ -112,7 +112,14 @@ static void put_cleanup(struct nw_json *j, struct nw_run *r) {
 	nw_json_int(j, "nodewrap.cleanup.neutralised.acls", (int64_t)t->acls);
 }
 
-static void put_usage(struct nw_json *j, struct nw_run *r) {
+/* What its cgroup counted, where that held a limit. */
+static void put_counts(struct nw_json *j, const struct nw_run *r) {
+	if (r->memory_peak > 0) nw_json_int(j, "nodewrap.usage.memory_peak", r->memory_peak);
+	if (r->oom_kills > 0) nw_json_int(j, "nodewrap.usage.oom_kills", r->oom_kills);
+	if (r->forks_refused > 0) nw_json_int(j, "nodewrap.usage.forks_refused", r->forks_refused);
+}
+
+static void put_usage(struct nw_json *j, const struct nw_run *r) {
 	const struct rusage *u = &r->usage;
 	char s[40];
 	snprintf(s, sizeof s, "%ld.%06ld", u->ru_utime.tv_sec + u->ru_stime.tv_sec + (u->ru_utime.tv_usec + u->ru_stime.tv_usec) / 1000000,
@@ -125,6 +132,7 @@ static void put_usage(struct nw_json *j, struct nw_run *r) {
 	const char *remote[32];
 	for (int i = 0; i < r->remotes; i++) remote[i] = r->remote[i];
 	if (r->remotes) nw_json_strings(j, "nodewrap.usage.connections", remote, r->remotes);
+	put_counts(j, r);
 }
 
 static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, size_t cap, char *line, size_t max) {
@@ -177,7 +185,8 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	put_facts(&j, d, "nodewrap.declared");
 	put_facts(&j, d, "nodewrap.image");
 	if (permit && !r->swept && strcmp(action, "authorize")) put_isolation(&j, r);
-	if (ended && !r->swept) put_usage(&j, r);
+	if (strcmp(action, "start") == 0) nwp_put_limits(&j, r);
+	if (ended) (r->swept ? put_counts : put_usage)(&j, r);
 	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0) put_cleanup(&j, r);
 	return nw_json_end(&j);
 }

@@ -61,7 +61,7 @@ int nw_decision_check(
 		if (!is_path(d->file[i].path) || d->file[i].content.len > 65536 || d->file[i].mode & ~0700u)
 			return no(e, "a file to write is relative, larger than 64 KiB, or has a mode for others");
 	for (int i = 0; i < d->limits; i++)
-		if (d->limit[i].resource >= RLIM_NLIMITS) return no(e, "an unknown resource limit");
+		if (d->limit[i].resource >= NW_LIMIT_END || (d->limit[i].resource >= RLIM_NLIMITS && d->limit[i].resource < NW_LIMIT_MEMORY)) return no(e, "an unknown resource limit");
 	if (!is_path(d->workdir) || !is_path(d->cwd)) return no(e, "a directory is not an absolute path");
 	if (d->befores && !is_path(d->before[0])) return no(e, "the program in front of the command is not an absolute path");
 	if (d->umask & ~0777u || d->grace_ms > 600000 || (d->status_fd >= 0 && d->status_fd < 1))

@@ -137,8 +137,9 @@ void nwp_end_processes(struct nw_run *r) {
 	/* Leased ids of mode map occur nowhere but in the run's namespaces, which have just been seen to end. */
 	bool proved = r->decision.mode == NW_MAP && r->profile.namespaces & NW_NS_PID;
 	if (any && !proved && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
+	while (r->cgroup[0] && populated(r) && nwp_now_ms() < deadline) usleep(500);
+	nwp_count(r);
 	if (!r->cgroup[0]) return;
-	while (populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_close(&r->cgroup_fd);
 	while (rmdir(r->cgroup) && errno == EBUSY && nwp_now_ms() < deadline) usleep(500);
 	if (access(r->cgroup, F_OK) == 0) r->left = 1;

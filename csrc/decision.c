@@ -42,6 +42,7 @@ static const struct row MAP[] = {
 static const struct row LIMIT[] = {
 	{ 1, INT32, ONE(nw_limit, resource), .must = true },
 	{ 2, INT64, ONE(nw_limit, value), .must = true },
+	{ 3, FLAG, ONE(nw_limit, must) },
 	{ 0 },
 };
 static const struct row FILES[] = {

@@ -33,9 +33,21 @@ struct nw_account {
 struct nw_mapping {
 	uint32_t inside_uid, inside_gid, size, first, count;
 };
+/* A limit's resource: RLIMIT_* up to 15, and these, of the run as a whole. In bytes, processes, microseconds of CPU in 100 ms, weights to 10,000. */
+enum nw_limit_kind {
+	NW_LIMIT_MEMORY = 32,
+	NW_LIMIT_SWAP,
+	NW_LIMIT_PIDS,
+	NW_LIMIT_CPUS,
+	NW_LIMIT_CPU_WEIGHT,
+	NW_LIMIT_IO_WEIGHT,
+	NW_LIMIT_SCRATCH,
+	NW_LIMIT_END
+};
 struct nw_limit {
 	uint32_t resource;
 	uint64_t value;
+	bool must; /* where the node cannot hold it: no run */
 };
 struct nw_bytes {
 	const unsigned char *p;

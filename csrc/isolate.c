@@ -10,16 +10,28 @@ int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e) {
 	return 0;
 }
 
+/* A group with processes in it hands no memory or io down (cgroups(7), "no internal processes"), and the pilot is in its own. Where the one
+ * above was delegated to it, as systemd and batch systems do for pilots that make groups, the run gets its place beside it. */
+static void go_beside(const struct nw_run *r, char *at) {
+	char path[512 + NW_PATH], *slash = strrchr(at, '/');
+	struct stat st;
+	if (!nwp_wants_cgroup(&r->decision) || r->caller.uid == 0 || !slash) return;
+	snprintf(path, sizeof path, "%s%.*s", r->guard.cgroup, (int)(slash - at), at);
+	if (stat(path, &st) == 0 && st.st_uid == r->caller.uid) *slash = 0;
+}
+
 /* The run's own cgroup, below the caller's: the batch system's limits and accounting go on to hold (I15). Only its name: the lease is first. */
 int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
-	char line[512] = "", *nl;
+	char line[512] = "", *at = line + 3, *nl;
 	if (!r->guard.cgroup[0]) return 0;
 	FILE *f = fopen("/proc/self/cgroup", "re");
 	while (f && fgets(line, sizeof line, f) && strncmp(line, "0::", 3)) line[0] = 0;
 	if (f) fclose(f);
 	if ((nl = strchr(line, '\n'))) *nl = 0;
-	bool fits = !strncmp(line, "0::/", 4) &&
-		    snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, line[4] ? line + 3 : "", r->run) < (int)sizeof r->cgroup;
+	bool fits = !strncmp(line, "0::/", 4);
+	if (fits && !at[1]) *at = 0; /* the top itself */
+	if (fits) go_beside(r, at);
+	fits = fits && snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, at, r->run) < (int)sizeof r->cgroup;
 	if (fits && !strstr(r->cgroup, "/..") && nw_lease_holds(r->cgroup)) return 0; /* a name that a sweep would not take is no use */
 	r->cgroup[0] = 0;
 	return nwp_degrade(r, "cgroup", e);
@@ -204,7 +216,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	int bad;
 	if (r->profile.seccomp[0] && nwp_policy_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || clone_init(r, filter, len, e);
+	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || clone_init(r, filter, len, e);
 	free(filter);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);

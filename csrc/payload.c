@@ -40,8 +40,10 @@ static int apply_limits(struct nw_run *r) {
 	struct nw_decision *d = &r->decision;
 	for (int i = 0; i < d->limits; i++) {
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
-		if (l->rlim_max > d->limit[i].value) l->rlim_max = d->limit[i].value;
-		if (l->rlim_cur > l->rlim_max) l->rlim_cur = l->rlim_max;
+		rlim_t most = d->limit[i].value;
+		if (l->rlim_cur > most) l->rlim_cur = most;
+		if (d->limit[i].resource == RLIMIT_CPU) most += 1 + d->grace_ms / 1000; /* SIGXCPU first, which tells what it was, then SIGKILL */
+		if (l->rlim_max > most) l->rlim_max = most;
 	}
 	for (int i = 0; i < RLIM_NLIMITS; i++)
 		if (setrlimit(i, &r->caller.limit[i])) return -1;

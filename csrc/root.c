@@ -172,7 +172,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 		snprintf(path, sizeof path, "%s/%d", r->disk, (int)(op - r->profile.op));
 		mnt = copy_host(path, NW_OP_RW, false, false, &dir, e);
 		return mnt < 0 ? -1 : attach(root, mnt, op->path, dir, e);
-	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, op->size, NULL, e);
+	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, nwp_scratch(r, op->size), NULL, e);
 	case NW_DEV: return do_dev(root, op, e);
 	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);
 	case NW_ACCOUNT_FILES: return do_accounts(r, root, e);
@@ -189,7 +189,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	case NW_HOME:
 		home = r->id.account ? r->id.account->home : NULL;
 		/* Of a leased account the next tenant is somebody else: it must not find (or run: .bashrc) what this one leaves. */
-		if (home && home[1] && r->id.lock >= 0) return do_tmpfs(root, home, 0700, HOME_SIZE, r->id.account, e);
+		if (home && home[1] && r->id.lock >= 0) return do_tmpfs(root, home, 0700, nwp_scratch(r, HOME_SIZE), r->id.account, e);
 		mnt = home && home[1] ? copy_host(home, NW_OP_RW | NW_OP_OPTIONAL, false, false, &dir, e) : -2;
 		if (mnt >= 0 && (fstat(mnt, &st) || st.st_uid != r->id.uid)) { /* not its own: no home, whatever the policy child calls one (I2) */
 			close(mnt);

@@ -55,6 +55,7 @@
 #include "decision.h"
 #include "err.h"
 #include "guard.h"
+#include "json.h"
 #include "leasefile.h"
 #include "lock.h"
 #include "wire.h"
@@ -111,7 +112,7 @@ struct nw_tally {
 	char left_path[4][256];
 };
 
-#define NW_DEGRADES 8
+#define NW_DEGRADES 16
 
 /* One process alone, or the two of keeper.c. */
 enum nw_role { NW_ALONE, NW_FRONT, NW_KEEPER };
@@ -143,6 +144,7 @@ struct nw_run {
 	bool unswept;         /* dead leases that could not be finished are there */
 	char cgroup[NW_PATH * 3]; /* the run's own group, "" when there is none */
 	int cgroup_fd;
+	uint32_t held; /* limits that it holds, a bit for each from NW_LIMIT_MEMORY on */
 	char disk[NW_PATH + 40]; /* the run's directory below tmp-dir, "" when there is none */
 	pid_t init, payload;     /* as seen from outside */
 	int init_fd, payload_fd; /* pidfds */
@@ -164,8 +166,9 @@ struct nw_run {
 	/* how it ended */
 	bool ended;
 	int status, killed; /* wait status; processes that the end of the namespace killed */
-	const char *why;    /* "exit", "wall", "pilot", "signal", "init" */
+	const char *why;    /* "wall", "pilot", "front", "swept", and of limits.c; NULL: by itself */
 	struct rusage usage;
+	int64_t oom_kills, memory_peak, forks_refused; /* by its cgroup; -1: not counted here */
 	uint64_t end_mono_ms;
 	int left; /* processes that could not be ended: 0, or cleanup failed */
 	struct nw_tally tally;
@@ -272,6 +275,13 @@ void nwp_close_payload_ends(struct nw_run *r);
 int nwp_relay_open(struct nw_run *r);
 void nwp_supervise(struct nw_run *r);
 int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
+
+/* limits.c */
+bool nwp_wants_cgroup(const struct nw_decision *d);
+int nwp_hold_limits(struct nw_run *r, struct nw_err *e);
+void nwp_put_limits(struct nw_json *j, const struct nw_run *r);
+uint64_t nwp_scratch(const struct nw_run *r, uint64_t size);
+void nwp_count(struct nw_run *r);
 
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);

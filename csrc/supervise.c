@@ -139,7 +139,8 @@ static void carry(struct nw_run *r, struct relay *x) {
 }
 
 int nwp_cgroup(const struct nw_run *r, const char *file, const char *text) {
-	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, file, O_WRONLY | O_CLOEXEC), bad = fd < 0 || write(fd, text, 1) != 1;
+	int fd = r->cgroup_fd < 0 ? -1 : openat(r->cgroup_fd, file, O_WRONLY | O_CLOEXEC);
+	bool bad = fd < 0 || write(fd, text, strlen(text)) < 0;
 	nwp_close(&fd);
 	return -bad;
 }

@@ -407,7 +407,8 @@ def _limits(ask: model.Ask, limits: "dict[str, Any]") -> "list[tuple[int, object
     wall: int = limits["wall_s"]
     wall = min(wall or ask.wall_s, ask.wall_s or wall)
     fields: list[tuple[int, object]] = [(18, wall * 1000), (19, limits["grace_s"] * 1000)]
-    return fields + [(20, [(1, number), (2, value)]) for number, value in limits["rlimits"].items()]
+    fields += [(20, [(1, number), (2, value)]) for number, value in limits["rlimits"].items()]
+    return fields + [(20, [(1, number), (2, value), (3, int(limits["must"]))]) for number, value in limits["run"].items()]
 
 
 def _syslog(ask: model.Ask, req: Request, caller: Caller, identity: "dict[str, Any]") -> str:

@@ -15,6 +15,7 @@ from nodewrap.guard import MODES, Guard, Range
 
 SAY, PERMIT, DENY, MISTAKE, ERROR = range(5)
 RESOURCES = 16  # RLIM_NLIMITS of <sys/resource.h>
+RUN_LIMITS = range(32, 39)  # enum nw_limit_kind
 MAX_FILE, MAX_BLOCK, MAX_INSIDE, MAX_GRACE_MS = 65536, 65536, 2**31 - 1, 600_000
 #: What a child may set in a record (docs/wire.md); True: may repeat.
 FACTS = {
@@ -60,6 +61,7 @@ class Mapping:
 class Limit:
     resource: int = 0
     value: int = 0
+    must: bool = False
 
 
 @dataclass
@@ -156,7 +158,7 @@ _ACCOUNT: Table = {
     1: ("uid", _id, 0), 2: ("gid", _id, 0), 3: ("group", _id, 32), 4: ("name", _text(255), 0), 5: ("home", _text(255), 0), 6: ("set", _text(4096), 4),
 }
 _MAP: Table = {tag: (name, _id, 0) for tag, name in enumerate(("inside_uid", "inside_gid", "size", "first", "count"), 1)}
-_LIMIT: Table = {1: ("resource", _id, 0), 2: ("value", _u64, 0)}
+_LIMIT: Table = {1: ("resource", _id, 0), 2: ("value", _u64, 0), 3: ("must", _flag, 0)}
 _FILE: Table = {1: ("path", _text(4095), 0), 2: ("content", bytes, 0), 3: ("mode", _id, 0), 4: ("temporary", _flag, 0)}
 _FACT: Table = {1: ("key", _text(64), 0), 2: ("value", _text(4096), 0)}
 _DECISION: Table = {
@@ -244,7 +246,7 @@ def _rest_fits(decision: Decision, args: int, envs: int) -> bool:
         and all(index < envs for index in decision.keep)
         and all(map(_is_path, [*paths, *decision.before[:1]]))
         and all(len(file.content) <= MAX_FILE and not file.mode & ~0o700 for file in decision.file)
-        and all(limit.resource < RESOURCES for limit in decision.limit)
+        and all(limit.resource < RESOURCES or limit.resource in RUN_LIMITS for limit in decision.limit)
         and not decision.umask & ~0o777 and decision.grace_ms <= MAX_GRACE_MS and decision.status_fd != 0
     )
 

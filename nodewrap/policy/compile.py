@@ -18,6 +18,8 @@ Lookup = Callable[[str], Table]
 #: RLIMIT_* numbers of Linux (asm-generic/resource.h). Memory is RLIMIT_DATA: since Linux 4.7 it counts private writable pages of all kinds, and
 #: unlike RLIMIT_AS not the address space that Java and Go only reserve.
 _RLIMITS = {"cpu": 0, "file_size": 1, "memory": 2, "core": 4, "processes": 6, "files": 7}
+#: enum nw_limit_kind (csrc/decision.h): limits of the run as a whole, by its cgroup; scratch by its file systems.
+_RUN_LIMITS = {"memory": 32, "swap": 33, "processes": 34, "cpus": 35, "cpu_weight": 36, "io_weight": 37, "scratch": 38}
 _IDENTITY = {"switch": {"mode", "pool", "account", "lease"}, "map": {"mode", "inside_uid", "inside_gid", "size"}, "log-only": {"mode"}}
 #: What a [[stance]] may say otherwise than [site].
 _OVERRIDES = ("closed", "multi_user", "modes", "on_internal_error", "internal_error_profile", "minimum_assurance")
@@ -78,7 +80,8 @@ class _Compiler:
         self.lookup = lookup
         self.env = _laid(document.get("env", {}), {"keep": defaults.KEEP, "strip": defaults.STRIP, "set": {}})
         self.limits = {**defaults.LIMITS, **document.get("limits", {})}
-        self.base_limits = _limits(self.limits)
+        self.asked = document.get("limits", {})
+        self.base_limits = _limits(self.limits, self.asked)
         self.owner: dict[str, Path] = {}
 
     def policy(self) -> Table:
@@ -241,7 +244,7 @@ class _Compiler:
         return {
             "name": table["name"], "when": self._when(path, table.get("when", {})), **self._terms(path, table), "profiles": table["profile"],
             "identities": [self._identity(self._place_of(path, n), one, pools) for n, one in enumerate(table["identity"])],
-            "limits": _limits({**self.limits, **table["limits"]}) if "limits" in table else self.base_limits,
+            "limits": _limits({**self.limits, **table["limits"]}, {**self.asked, **table["limits"]}) if "limits" in table else self.base_limits,
             "env": _added(self.env, table.get("env", {})), "image": self._image(path, table),
         }
 
@@ -416,9 +419,13 @@ def _added(base: Table, table: Table) -> Table:
     }
 
 
-def _limits(table: Table) -> Table:
+def _limits(table: Table, asked: Table) -> Table:
+    """asked: what the policy says itself. A default is no reason to make a run differ from node to node by what its cgroup can hold."""
     rlimits = {_RLIMITS[key]: value for key, value in table.items() if key in _RLIMITS}
-    return {"wall_s": table["wall"], "grace_s": table["grace"], "scratch_bytes": table.get("scratch", 0), "rlimits": rlimits}
+    if "memory" in asked:
+        asked = {"swap": 0, **asked}  # else a run with 4 GiB of memory has those and all of the node's swap
+    run = {number: asked[key] for key, number in _RUN_LIMITS.items() if key in asked}
+    return {"wall_s": table["wall"], "grace_s": table["grace"], "rlimits": rlimits, "run": run, "must": table["on_missing"] == "refuse"}
 
 
 def _file(index: Table, kind: str, key: str, number: int) -> None:

@@ -27,7 +27,7 @@ STRIP = [
 ]
 
 #: grace: between TERM and KILL. wall 0: the guard's maximum. core 0: a dump could hold a credential.
-LIMITS: dict[str, int] = {"wall": 0, "grace": 10, "core": 0, "processes": 16384, "files": 65536}
+LIMITS: dict[str, Any] = {"wall": 0, "grace": 10, "core": 0, "processes": 16384, "files": 65536, "on_missing": "degrade"}
 
 #: Attributes of `nodewrap.credentials.trust.Options`.
 CREDENTIALS: dict[str, Any] = {

@@ -117,8 +117,38 @@ def _measure(units: dict[str, int], example: str, most: int) -> Kind:
 duration = _measure(_UNITS, '"72h"', 10 * 366 * 86400)
 #: Between TERM and KILL; csrc/check.c takes at most ten minutes.
 _grace = _measure(_UNITS, '"30s" (at most "10m")', 600)
+#: Of each process; the kernel counts from one second on.
+def _cpu_time(value: Any, path: Path, report: Report) -> Any:
+    found = duration(value, path, report)
+    if found == 0:
+        report(path, "NW-POLICY-VALUE", f"{dotted(path)} is {value!r}; next: write at least \"1s\", or delete the key")
+    return found
+
+
 #: ``"4GiB"`` in bytes; below 2**62, so that C and the kernel read the same number.
 size = _measure(_SIZES, '"4GiB"', (1 << 62) - 1)
+
+
+def at_least(low: int, lowest: str) -> Kind:
+    """A size that a payload can live with: below it, the policy's author has slipped by a unit."""
+
+    def check(value: Any, path: Path, report: Report) -> Any:
+        found = size(value, path, report)
+        if isinstance(found, int) and found < low:
+            report(path, "NW-POLICY-VALUE", f"{dotted(path)} is {value!r}; next: write at least {lowest}, or delete the key")
+        return found
+
+    return check
+
+
+def cpus(value: Any, path: Path, report: Report) -> Any:
+    """Processors' worth of time, compiled into microseconds in each 100 ms. The kernel takes no less than one millisecond."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return _wrong(value, path, report, "a number of processors, such as 4 or 1.5")
+    if not 0.01 <= value <= 8192:  # nan too
+        report(path, "NW-POLICY-VALUE", f"{dotted(path)} is {value}; next: write a number of processors from 0.01 to 8192")
+        return None
+    return int(value * 100_000)
 
 
 def _moment(last: bool) -> Kind:
@@ -258,8 +288,9 @@ _IDENTITY = table(
     required=("mode",),
 )
 _LIMITS = table({
-    "wall": duration, "grace": _grace, "cpu": duration, "memory": size, "file_size": size, "core": size, "scratch": size,
-    "processes": integer(1, 4_000_000), "files": integer(16, 1_048_576),
+    "wall": duration, "grace": _grace, "cpu": _cpu_time, "memory": at_least(16 << 20, '"16MiB"'), "swap": size, "file_size": at_least(4096, '"4KiB"'),
+    "core": size, "scratch": at_least(1 << 20, '"1MiB"'), "processes": integer(1, 4_000_000), "files": integer(16, 1_048_576),
+    "cpus": cpus, "cpu_weight": integer(1, 10_000), "io_weight": integer(1, 10_000), "on_missing": choice("refuse", "degrade"),
 })
 _ENV = table({"keep": listed(_env), "strip": listed(_env), "set": named(text, _variable)})
 _APPTAINER = table({

@@ -11,6 +11,7 @@ from tests.need import need
 from tests.policy_tools import CALLER, SITE, compiled
 
 RULE = '[[rule]]\nname = "r"\nwhen = { vo = "atlas" }\nidentity = { mode = "map" }\nprofile = "strict"\n'
+SIZES = 'next: write a number with a unit (B, KiB, MiB, GiB, TiB), such as "4GiB"'
 BASE = SITE + CALLER  # lines 1-6
 M = "nodewrap.toml"
 
@@ -120,6 +121,27 @@ CORPUS = {
     "block without the id": (
         BASE + RULE.replace('"map"', '"map", size = 1000'),
         [f"{M}:10: NW-POLICY-VALUE ids 0 to 999 do not hold 1000; next: write a larger size, or a smaller id"]),
+    **{
+        f"limit {text}": (BASE + RULE + f"limits = {{ {text} }}\n", [f"{M}:12: {problem}"]) for text, problem in {
+            'memory = "0B"': "NW-POLICY-VALUE rule.limits.memory is '0B'; next: write at least \"16MiB\", or delete the key",
+            'memory = "1KiB"': "NW-POLICY-VALUE rule.limits.memory is '1KiB'; next: write at least \"16MiB\", or delete the key",
+            'memory = "-4GiB"': f"NW-POLICY-VALUE rule.limits.memory is '-4GiB'; {SIZES}",
+            'memory = "99999999TiB"': f"NW-POLICY-VALUE rule.limits.memory is '99999999TiB'; {SIZES}",
+            "memory = 4": f"NW-POLICY-TYPE rule.limits.memory is a number 4; {SIZES}",
+            'scratch = "0B"': "NW-POLICY-VALUE rule.limits.scratch is '0B'; next: write at least \"1MiB\", or delete the key",
+            'file_size = "1B"': "NW-POLICY-VALUE rule.limits.file_size is '1B'; next: write at least \"4KiB\", or delete the key",
+            'cpu = "0s"': "NW-POLICY-VALUE rule.limits.cpu is '0s'; next: write at least \"1s\", or delete the key",
+            "processes = 0": "NW-POLICY-VALUE rule.limits.processes is 0; next: write a number from 1 to 4000000",
+            "processes = -1": "NW-POLICY-VALUE rule.limits.processes is -1; next: write a number from 1 to 4000000",
+            "files = 15": "NW-POLICY-VALUE rule.limits.files is 15; next: write a number from 16 to 1048576",
+            "cpus = 0": "NW-POLICY-VALUE rule.limits.cpus is 0; next: write a number of processors from 0.01 to 8192",
+            "cpus = nan": "NW-POLICY-VALUE rule.limits.cpus is nan; next: write a number of processors from 0.01 to 8192",
+            "cpus = true": "NW-POLICY-TYPE rule.limits.cpus is true or false True; next: write a number of processors, such as 4 or 1.5",
+            "cpu_weight = 0": "NW-POLICY-VALUE rule.limits.cpu_weight is 0; next: write a number from 1 to 10000",
+            "io_weight = 10001": "NW-POLICY-VALUE rule.limits.io_weight is 10001; next: write a number from 1 to 10000",
+            'on_missing = "ignore"': "NW-POLICY-VALUE rule.limits.on_missing is 'ignore'; next: write one of \"refuse\", \"degrade\"",
+        }.items()
+    },
     "grace beyond the launcher's": (
         BASE + RULE + 'limits = { grace = "11m" }\n',
         [f"{M}:12: NW-POLICY-VALUE rule.limits.grace is '11m'; next: write a number with a unit (s, m, h, d, w), such as \"30s\" (at most \"10m\")"]),

@@ -227,10 +227,28 @@ keep = ["TZ"]
 set = { A = "a", B = "c" }
 """
     verdict = decide(policy(text))
-    assert verdict.limits == {"wall_s": 259200, "grace_s": 30, "scratch_bytes": 20 << 30, "rlimits": {0: 7200, 2: 4 << 30, 4: 0, 6: 16384, 7: 1024}}
+    assert verdict.limits == {
+        "wall_s": 259200, "grace_s": 30, "rlimits": {0: 7200, 2: 4 << 30, 4: 0, 6: 16384, 7: 1024}, "must": False,
+        "run": {32: 4 << 30, 33: 0, 38: 20 << 30},
+    }
     assert verdict.env["keep"] == ["TZ", "FOO_*"]
     assert "FOO_SECRET" in verdict.env["strip"]
     assert verdict.env["set"] == {"A": "b", "B": "c"}
+
+
+def test_a_rule_has_its_own_limits_of_the_run_over_the_sites(policy):
+    text = SITE + CALLER + RULE + """limits = { memory = "1GiB", swap = "2GiB", cpus = 1.5, on_missing = "refuse" }
+[limits]
+processes = 50
+cpus = 8
+io_weight = 10
+"""
+    limits = decide(policy(text)).limits
+    assert (limits["run"], limits["must"]) == ({32: 1 << 30, 33: 2 << 30, 34: 50, 35: 150_000, 37: 10}, True)
+
+
+def test_a_policy_without_limits_asks_nothing_of_a_cgroup(policy):
+    assert decide(policy(SITE + CALLER + RULE)).limits["run"] == {}
 
 
 def test_internal_error_is_a_bypass_only_where_the_site_says_so_and_never_for_the_banned(policy):

@@ -1,0 +1,119 @@
+/* Limits on the run as a whole, held by its cgroup (docs/limits.md). What the node does not give there is left to the payload's own limits
+ * (payload.c) where there is one that stands in, and said. At the end: what the kernel counted, and which limit it was that ended the run. */
+#include "run.h"
+
+/* In the order of enum nw_limit_kind. "processes" are the payload's: init comes on top. stands_in: the limit of each process that is set as well,
+ * and lifted where it is not needed: RLIMIT_DATA counts what is mapped and not what is used, RLIMIT_NPROC other runs of the same id. */
+static const struct {
+	const char *name, *degrade, *file, *before, *behind;
+	uint32_t stands_in;
+} held[NW_LIMIT_SCRATCH - NW_LIMIT_MEMORY] = {
+	{ "memory", "limit-memory", "memory.max", "", "", RLIMIT_DATA },
+	{ "swap", "limit-swap", "memory.swap.max", "", "", RLIM_NLIMITS },
+	{ "processes", "limit-processes", "pids.max", "", "", RLIMIT_NPROC },
+	{ "cpus", "limit-cpus", "cpu.max", "", " 100000", RLIM_NLIMITS },
+	{ "cpu_weight", "limit-cpu_weight", "cpu.weight", "", "", RLIM_NLIMITS },
+	{ "io_weight", "limit-io_weight", "io.weight", "default ", "", RLIM_NLIMITS },
+};
+
+static bool of_cgroup(const struct nw_limit *l) {
+	return l->resource >= NW_LIMIT_MEMORY && l->resource < NW_LIMIT_SCRATCH;
+}
+
+bool nwp_wants_cgroup(const struct nw_decision *d) {
+	for (int i = 0; i < d->limits; i++)
+		if (of_cgroup(&d->limit[i])) return true;
+	return false;
+}
+
+/* A group has the controllers that its parent hands down. A parent that was delegated to the caller is the caller's to change, and so ours; one
+ * that was not is the administrator's. */
+static int hand_down(const struct nw_run *r, const char *file) {
+	char word[32];
+	struct stat st;
+	if (fstatat(r->cgroup_fd, "..", &st, 0) || st.st_uid != r->caller.uid) return -1;
+	snprintf(word, sizeof word, "+%.*s", (int)strcspn(file, "."), file);
+	return nwp_cgroup(r, "../cgroup.subtree_control", word);
+}
+
+static int hold(const struct nw_run *r, const struct nw_limit *l) {
+	uint32_t k = l->resource - NW_LIMIT_MEMORY;
+	uint64_t value = l->value + (l->resource == NW_LIMIT_PIDS && l->value < UINT64_MAX);
+	char text[48];
+	if (r->cgroup_fd < 0) return -1;
+	snprintf(text, sizeof text, "%s%llu%s", held[k].before, (unsigned long long)value, held[k].behind);
+	if (nwp_cgroup(r, held[k].file, text) && (hand_down(r, held[k].file) || nwp_cgroup(r, held[k].file, text))) return -1;
+	/* All of the run or nothing of it: what is left after the kernel has picked one process seldom notices. */
+	return l->resource == NW_LIMIT_MEMORY ? nwp_cgroup(r, "memory.oom.group", "1") : 0;
+}
+
+/* Before anybody is in the group. */
+int nwp_hold_limits(struct nw_run *r, struct nw_err *e) {
+	struct nw_decision *d = &r->decision;
+	for (int i = 0; i < d->limits; i++) {
+		const struct nw_limit *l = &d->limit[i];
+		if (!of_cgroup(l)) continue;
+		uint32_t k = l->resource - NW_LIMIT_MEMORY;
+		if (hold(r, l) == 0) {
+			r->held |= 1u << k;
+			for (int n = 0; n < d->limits; n++)
+				if (d->limit[n].resource == held[k].stands_in) d->limit[n].value = RLIM_INFINITY;
+			continue;
+		}
+		if (l->must)
+			return nw_fail(e, NW_INTERNAL, "NW-LIMIT-CGROUP",
+				"no cgroup here holds the limit \"%s\", and limits.on_missing is \"refuse\" in the policy; see \"nodewrap doctor\"",
+				held[k].name);
+		if (r->degrades < NW_DEGRADES) r->degrade[r->degrades++] = held[k].degrade;
+	}
+	return 0;
+}
+
+void nwp_put_limits(struct nw_json *j, const struct nw_run *r) {
+	char path[48];
+	for (int i = 0; r->held && i < r->decision.limits; i++) {
+		const struct nw_limit *l = &r->decision.limit[i];
+		if (!of_cgroup(l) || !(r->held & 1u << (l->resource - NW_LIMIT_MEMORY))) continue;
+		snprintf(path, sizeof path, "nodewrap.limits.%s", held[l->resource - NW_LIMIT_MEMORY].name);
+		nw_json_int(j, path, l->value > INT64_MAX ? INT64_MAX : (int64_t)l->value);
+	}
+}
+
+/* The number behind key in a file of the group, or the file's only one. -1: the node does not count that. */
+static int64_t counted(const struct nw_run *r, const char *file, const char *key) {
+	char text[1024], *at = text;
+	int fd = openat(r->cgroup_fd, file, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	nwp_close(&fd);
+	if (n <= 0) return -1;
+	text[n] = 0;
+	size_t len = strlen(key);
+	while (at && !(strncmp(at, key, len) == 0 && (!len || at[len] == ' '))) at = (at = strchr(at, '\n')) ? at + 1 : NULL;
+	return at ? (int64_t)strtoull(at + len, NULL, 10) : -1;
+}
+
+static const struct nw_limit *asked(const struct nw_run *r, uint32_t resource) {
+	for (int i = 0; i < r->decision.limits; i++)
+		if (r->decision.limit[i].resource == resource) return &r->decision.limit[i];
+	return NULL;
+}
+
+/* The size of a file system in memory: the profile's, or less. */
+uint64_t nwp_scratch(const struct nw_run *r, uint64_t size) {
+	const struct nw_limit *l = asked(r, NW_LIMIT_SCRATCH);
+	return l && l->value && l->value < size ? l->value : size; /* tmpfs(5): size=0 is no limit */
+}
+
+/* When nobody is in the group any more and it is there still. With memory.oom.group a kill for want of memory is one of the whole run. */
+void nwp_count(struct nw_run *r) {
+	bool killed = !r->ended || (WIFSIGNALED(r->status) && WTERMSIG(r->status) == SIGKILL), undecided = !r->why || r->swept;
+	if (r->cgroup_fd >= 0 && (r->held || r->swept)) {
+		r->oom_kills = counted(r, "memory.events", "oom_kill");
+		r->memory_peak = counted(r, "memory.peak", "");
+		r->forks_refused = counted(r, "pids.events", "max");
+		if (undecided && killed && r->oom_kills > 0) r->why = counted(r, "memory.events", "oom") > 0 ? "oom" : "oom-outside";
+	}
+	if (r->why || !r->ended || !WIFSIGNALED(r->status)) return;
+	if (WTERMSIG(r->status) == SIGXCPU && asked(r, RLIMIT_CPU)) r->why = "cpu";
+	if (WTERMSIG(r->status) == SIGXFSZ && asked(r, RLIMIT_FSIZE)) r->why = "file_size";
+}

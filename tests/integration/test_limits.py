@@ -1,0 +1,251 @@
+"""Limits of a run (docs/limits.md): what holds them, and that each end by a limit is told apart.
+
+Cgroup limits need a kernel with the controllers in cgroup v2: `make test-kernel` has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.integration.conftest import V2
+from tests.need import need
+from tests.node import until
+
+MIB = 1 << 20
+CONTROLLERS = "+memory +pids +cpu"
+#: Takes n MiB, told when it has them, and stays. A sleeper beside it, which a kill of one process would leave.
+HOG = """
+import subprocess, sys, time
+subprocess.Popen(["sleep", "1000"])
+x = bytearray(b"x") * (int(sys.argv[1]) << 20)
+print("has it", flush=True)
+time.sleep(1000)
+"""
+
+
+def limited(node, limits, slot=None):
+    """The node's policy with these lines in [limits]; for a slot the guard has the cgroup tree, which `make install` names for setuid alone."""
+    if slot:
+        node.open_guard(cgroup=str(V2))
+    node.site.policy(node.policy_text().replace('grace = "1s"', f'grace = "1s"\n{limits}'))
+
+
+class Slot:
+    """A job's cgroup, delegated to the pilot, which is in a group of its own below. As a context: we are in the pilot's place, with who we start."""
+
+    def __init__(self, pilot, delegated=True):
+        self.top = V2 / f"nwtest-limits-{os.getpid()}"
+        self.place = self.top / "pilot"
+        (V2 / "cgroup.subtree_control").write_text(CONTROLLERS)
+        for group in (self.top, self.place):
+            group.mkdir()
+            for path in (group, group / "cgroup.procs", group / "cgroup.subtree_control"):
+                os.chown(path, *(pilot.uid, pilot.gid) if delegated else (0, 0))
+        self.place.chmod(0o755)
+
+    def __enter__(self):
+        (self.place / "cgroup.procs").write_text("0")
+
+    def __exit__(self, *_):
+        (V2 / "cgroup.procs").write_text("0")
+
+    def runs(self):
+        return [path for where in (self.top, self.place) for path in where.glob("nodewrap-*")]
+
+    def close(self):
+        (self.top / "cgroup.kill").write_text("1")
+        until(lambda: "populated 0" in (self.top / "cgroup.events").read_text(), "the slot is empty")
+        for group in [*self.runs(), self.place, self.top]:
+            group.rmdir()
+
+
+@pytest.fixture
+def slot(session):
+    need("root", "cgroup2", "cgroup-controllers")
+    made = Slot(session.accounts["pilot"])
+    yield made
+    made.close()
+
+
+KINDS = {"setuid": "static", "userns": "map"}
+
+
+def kind(node):
+    return KINDS[node.site.launcher]
+
+
+def hog(size):
+    return ("/usr/bin/python3", "-I", "-c", HOG, str(size))
+
+
+# ---- by cgroup ----
+
+
+def test_limits_stand_in_the_runs_own_cgroup(node, slot):
+    limited(node, 'memory = "256MiB"\nswap = "1MiB"\nprocesses = 99\ncpus = 0.5\ncpu_weight = 50', slot)
+    with slot:
+        live = node.start(kind(node), "sleep", "60", profile="strict")
+    (group,) = slot.runs()
+    assert group.parent == slot.top, "where the pilot is, a group hands nothing down"
+    wanted = {
+        "memory.max": str(256 * MIB), "memory.swap.max": str(MIB), "memory.oom.group": "1", "pids.max": "100", "cpu.max": "50000 100000",
+        "cpu.weight": "50",
+    }
+    assert {name: (group / name).read_text().strip() for name in wanted} == wanted
+    assert not [what for what in live.events[0].get("degrade", ()) if what.startswith("limit-")]
+    owner = 0 if node.privileged else node.pilot.uid
+    assert {(group / name).stat().st_uid for name in wanted} == {owner}
+    start = node.site.records()[-1]
+    assert start["nodewrap"]["limits"] == {"memory": 256 * MIB, "swap": MIB, "processes": 99, "cpus": 50000, "cpu_weight": 50}
+    os.kill(live.pid, signal.SIGTERM)
+    assert live.end()[0] == 143
+    assert live.events[-1]["by"] == "exit"
+    assert not slot.runs()
+
+
+def test_a_run_out_of_memory_ends_as_a_whole_and_says_so(node, slot):
+    limited(node, 'memory = "96MiB"', slot)
+    before = node.site.audit_size()
+    with slot:
+        live = node.start(kind(node), "/bin/sh", "-c", '"$@"; echo survived', "sh", *hog(400), profile="batch")
+    code, out, err = live.end()
+    assert (code, out, err) == (137, b"", b"")
+    assert live.events[-1]["by"] == "oom"
+    (end,) = [record for record in node.site.records(before) if record["event"]["action"] == "exit"]
+    assert end["process"]["ended_by"] == "oom"
+    assert end["nodewrap"]["usage"]["oom_kills"] >= 2
+    assert 64 * MIB < end["nodewrap"]["usage"].get("memory_peak", 96 * MIB) <= 97 * MIB  # memory.peak: since Linux 5.19
+
+
+def test_memory_that_somebody_else_ran_out_of_is_told_apart(node, slot):
+    limited(node, 'memory = "1GiB"', slot)
+    (slot.top / "memory.max").write_text(str(96 * MIB))
+    with slot:
+        live = node.start(kind(node), *hog(400))
+    assert live.end()[0] == 137
+    assert live.events[-1]["by"] == "oom-outside"
+
+
+def test_a_run_killed_for_memory_while_its_keeper_was_dead_is_recorded_so_by_the_sweep(setuid_node, slot):
+    limited(setuid_node, 'memory = "96MiB"', slot)
+    before = setuid_node.site.audit_size()
+    with slot:
+        live = setuid_node.start("static", "/bin/sh", "-c", 'read go; exec "$@"', "sh", *hog(400), profile="batch")
+    front = live.process.pid
+    (keeper,) = map(int, Path(f"/proc/{front}/task/{front}/children").read_text().split())
+    os.kill(keeper, signal.SIGSTOP)
+    os.kill(front, signal.SIGSTOP)
+    live.process.stdin.write(b"go\n")
+    live.process.stdin.flush()
+    (group,) = slot.runs()
+    until(lambda: "populated 0" in (group / "cgroup.events").read_text() or "oom_kill 0" not in (group / "memory.events").read_text(), "the kill")
+    for pid in (front, keeper):
+        os.kill(pid, signal.SIGKILL)
+    live.process.wait()
+    until(lambda: setuid_node.sweep() and not setuid_node.site.leases(), "swept", 20)
+    (end,) = [record for record in setuid_node.site.records(before) if record["event"]["action"] == "exit"]
+    assert end["nodewrap"]["swept"] is True
+    assert end["process"]["ended_by"] == "oom"
+    assert end["nodewrap"]["usage"]["oom_kills"] >= 1
+
+
+def test_forks_beyond_the_limit_are_refused_and_counted(node, slot):
+    limited(node, "processes = 20", slot)
+    code = """
+import json, os, time
+n = 0
+try:
+    while n < 100:
+        if os.fork() == 0:
+            time.sleep(1000)
+        n += 1
+except BlockingIOError:
+    pass
+print(json.dumps(n))
+"""
+    with slot:
+        before = node.site.audit_size()
+        assert node.python(kind(node), code, profile="batch") == 19
+    (end,) = [record for record in node.site.records(before) if record["event"]["action"] == "exit"]
+    assert end["nodewrap"]["usage"]["forks_refused"] >= 1
+    assert end["process"]["ended_by"] == "exit"
+
+
+# ---- where the cgroup does not hold them ----
+
+
+@pytest.fixture
+def undelegated(session):
+    """A slot without controllers for who is in it, as most batch jobs are today; without cgroup v2 there is none to be in."""
+    need("root", "cgroup2")
+    slot = contextlib.nullcontext()
+    if "memory" in (V2 / "cgroup.controllers").read_text():
+        slot = Slot(session.accounts["pilot"], delegated=False)
+    yield slot
+    if isinstance(slot, Slot):
+        slot.close()
+
+
+OWN = "import resource as r; print(r.getrlimit(r.RLIMIT_DATA)[1], r.getrlimit(r.RLIMIT_NPROC)[1])"
+
+
+def test_what_no_cgroup_holds_is_recorded_and_left_to_the_payloads_own_limits(node, undelegated):
+    limited(node, 'memory = "256MiB"\nprocesses = 99\ncpus = 2')
+    with undelegated:
+        ran = node.run(kind(node), "/usr/bin/python3", "-c", OWN, profile="strict")
+    assert (ran.rc, ran.text.split()) == (0, [str(256 * MIB), "99"])
+    assert {"limit-memory", "limit-swap", "limit-processes", "limit-cpus"} <= set(ran.record("degrade")["nodewrap"]["degrade"])
+    assert "limits" not in ran.record("start")["nodewrap"]
+
+
+def test_what_no_cgroup_holds_is_refused_where_the_policy_says_so(node, undelegated):
+    limited(node, 'memory = "256MiB"\non_missing = "refuse"')
+    with undelegated:
+        ran = node.sh(kind(node), "echo ran", profile="batch")
+    assert (ran.rc, ran.out) == (202, b"")
+    assert ran.err.startswith(b'nodewrap: NW-LIMIT-CGROUP: no cgroup here holds the limit "memory"')
+    assert [record["event"]["action"] for record in ran.records] == ["authorize", "error"]
+
+
+def test_defaults_ask_no_cgroup_for_anything(node):
+    ran = node.run(kind(node), "true", profile="batch")
+    assert ran.rc == 0
+    assert not [what for record in ran.records for what in record["nodewrap"].get("degrade", ()) if what.startswith("limit-")]
+
+
+# ---- of each process ----
+
+
+@pytest.mark.parametrize(("limits", "script", "code", "by"), [
+    ('file_size = "1MiB"', "exec dd if=/dev/zero of=big bs=64k count=32 2>/dev/null", 153, "file_size"),
+    ('cpu = "1s"', "while :; do :; done", 152, "cpu"),
+    ('cpu = "1h"', "kill -XCPU $$; sleep 9", 152, "cpu"),
+    ("", "kill -XFSZ $$; sleep 9", 153, "exit"),
+])
+def test_an_end_by_a_limit_of_the_process_is_told(node, tmp_path_factory, limits, script, code, by):
+    limited(node, limits)
+    work = node.pilot.home / "work"
+    subprocess.run(["install", "-d", "-o", str(node.pilot.uid), "-g", str(node.pilot.gid), work], check=True)
+    ran = node.sh(kind(node), script, profile="batch", options=["--workdir", str(work)])
+    assert (ran.rc, ran.record("exit")["process"]["ended_by"]) == (code, by)
+
+
+def test_descriptors_and_file_sizes_are_limited(node):
+    limited(node, 'files = 64\nfile_size = "1MiB"\ncore = "0B"')
+    ran = node.sh(kind(node), "ulimit -n; ulimit -f; ulimit -c")
+    assert (ran.rc, ran.text.split()) == (0, ["64", "2048", "0"])
+
+
+@pytest.mark.parametrize("profile", ["strict", "compat"])
+def test_file_systems_in_memory_are_no_larger_than_scratch(node, profile):
+    limited(node, 'scratch = "2MiB"')
+    script = "head -c 3000000 /dev/zero >/tmp/x; wc -c </tmp/x; df -B1 --output=size /tmp /var/tmp /dev/shm | tail -n +2"
+    ran = node.sh(kind(node), script, profile=profile)
+    written, *sizes = map(int, ran.text.split())
+    assert (written, sizes) == (2 * MIB, [2 * MIB] * 3), ran
