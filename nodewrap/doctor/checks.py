@@ -17,7 +17,7 @@ import psutil
 from nodewrap import _paths, seccomp
 from nodewrap.doctor import probe
 from nodewrap.doctor.node import Node, distrust
-from nodewrap.guard import NAMESPACES
+from nodewrap.guard import NAMESPACES, Range
 
 #: Landlock's version with scopes for abstract sockets and signals (Linux 6.12).
 LANDLOCK_SCOPES = 6
@@ -151,6 +151,34 @@ def _cgroup(node: Node) -> Finding:
     who = _as_caller(node) if node.guard and node.guard.launcher == "userns" else (-1, -1)
     problem = probe.attempt(probe.try_cgroup(own), *who)
     return Finding(not problem, f"{own}: {problem or 'writable; controllers: ' + (_text(own + '/cgroup.controllers') or 'none')}")
+
+
+#: What limits of a run as a whole rest on (docs/limits.md).
+CONTROLLERS = ("memory", "pids", "cpu")
+
+
+def _limits(node: Node) -> Finding:
+    """What a run gets that is started where doctor is: the pilot's place, when it is asked there."""
+    place = node.guard.cgroup if node.guard else ""
+    if not place:
+        return Finding(None, "the guard names no cgroup directory", f"put 'cgroup DIR' into {_paths.GUARD} if the policy limits runs as a whole")
+    there = _text(f"{place}/cgroup.controllers").split()
+    absent = [name for name in CONTROLLERS if name not in there]
+    if absent:
+        saw = f"{place} has no {', '.join(absent)} ({' '.join(there) or 'no controllers'}): cgroup v1 has them, or the kernel lacks them"
+        return Finding(False, saw, "boot with systemd.unified_cgroup_hierarchy=1")
+    own = _own_cgroup()
+    group, above = place + own.rstrip("/"), os.path.dirname(place + own)
+    delegated = own != "/" and node.guard is not None and _owned_by_callers(above, node.guard.caller_uid)
+    given = _text(f"{above}/cgroup.controllers" if delegated else f"{group}/cgroup.subtree_control").split()
+    lacking = [name for name in CONTROLLERS if name not in given]
+    where = f"{above} is delegated to a caller" if delegated else f"{above} is not delegated to a caller, {group} hands down"
+    return Finding(not lacking, f"{where}: {' '.join(given) or 'nothing'}")
+
+
+def _owned_by_callers(group: str, callers: tuple[Range, ...]) -> bool:
+    uid = os.stat(group).st_uid
+    return any(first <= uid <= last for first, last in callers)
 
 
 def _own_cgroup() -> str:
@@ -337,6 +365,7 @@ def _audit_directory(node: Node) -> str:
 _ROOT_NEXT = "a container without CAP_SYS_ADMIN cannot: run on the node itself"
 _PROC_NEXT = "run the pilot's container with an unmasked /proc (systempaths=unconfined), or unmount what lies over /proc"
 _LANDLOCK_NEXT = "Linux 6.12 with landlock among the LSMs (lsm=landlock,…), or the strict profile"
+_LIMITS_NEXT = "a pilot in a group of its own below one that is its account's (systemd: Delegate=yes, DelegateSubgroup=pilot; docs/limits.md)"
 CHECKS = (
     Check("guard", "the bounds on every decision", _guard, "chown root and chmod go-w what the finding names"),
     Check("child", "the interpreter that evaluates policy, in its jail", _child, "name a root-owned python3 and script in the guard"),
@@ -362,6 +391,7 @@ CHECKS = (
     Check("landlock", "abstract sockets of the pilot out of reach", _landlock, _LANDLOCK_NEXT),
     Check("keyring", "a session keyring that is not the pilot's", _keyring, "CONFIG_KEYS, and no container's filter that forbids keyctl"),
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
+    Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),
     Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
 )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from nodewrap import _paths
 from nodewrap.doctor.checks import CHECKS, Finding
 from nodewrap.doctor.node import Node
 from nodewrap.guard import MODES, Profile
 
+SCRATCH = 38  # NW_LIMIT_SCRATCH: of file systems, which every node has
 LAUNCHERS = ("setuid", "socket", "userns")
 Findings = dict[str, Finding]
 
@@ -109,7 +110,14 @@ def verdict(node: Node, findings: Findings, table: list[Cell]) -> list[str]:
     if basics or not node.guard or not node.policy:
         return [f"{name}: {findings[name].saw}; next: {next_step(name, findings[name])}" for name in basics]
     known = {(cell.mode, cell.profile): cell for cell in table if cell.launcher == node.guard.launcher}
-    return [line for rule in node.policy["rules"] for line in _rule(node, rule, known)]
+    limits = [line for rule in node.policy["rules"] for line in _limits(rule, findings["limits"])]
+    return [line for rule in node.policy["rules"] for line in _rule(node, rule, known)] + limits
+
+
+def _limits(rule: dict[str, Any], finding: Finding) -> Iterator[str]:
+    """A run with limits that its cgroup must hold, and cannot."""
+    if rule["limits"]["must"] and set(rule["limits"]["run"]) - {SCRATCH} and not finding.yes:
+        yield f"rule {rule['name']}: limits.on_missing is refuse, and {finding.saw}; next: {next_step('limits', finding)}"
 
 
 def _rule(node: Node, rule: dict[str, list[dict[str, str]]], known: dict[tuple[str, str], Cell]) -> Iterator[str]:

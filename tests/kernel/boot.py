@@ -98,8 +98,8 @@ def initramfs(into: Path, tree: Path, command: list[str]) -> Path:
     for file in files:
         shutil.copy(file, top / "modules")
     text = INIT.format(
-        modules=" ".join(file.name for file in files), checkout=CHECKOUT, tree=tree, cgroup=cgroup_mount(), script=Path(__file__).with_name("inside.sh"),
-        command=shlex.join(command),
+        modules=" ".join(file.name for file in files), checkout=CHECKOUT, tree=tree, cgroup=cgroup_mount(), command=shlex.join(command),
+        script=Path(__file__).with_name("inside.sh"),
     )
     (top / "init").write_text(text)
     (top / "init").chmod(0o755)

@@ -94,8 +94,10 @@ def test_modes_that_the_guard_gives_no_ids_to_are_no():
 # ---- the verdict ----
 
 
-def rule(mode="switch", *profiles, more=()):
-    return {"name": "analysis", "profiles": list(profiles or ["batch"]), "identities": [{"mode": mode}, *({"mode": other} for other in more)]}
+def rule(mode="switch", *profiles, more=(), run=(), must=False):
+    identities = [{"mode": mode}, *({"mode": other} for other in more)]
+    limits = {"run": dict(run), "must": must}
+    return {"name": "analysis", "profiles": list(profiles or ["batch"]), "identities": identities, "limits": limits}
 
 
 def verdict(on, findings=None):
@@ -105,6 +107,14 @@ def verdict(on, findings=None):
 
 def test_rules_that_can_run_degraded_are_fine():
     assert verdict(node(rules=[rule(), rule("map", "strict")]), {**GOOD, "landlock": Finding(False, "none")}) == []
+
+
+@pytest.mark.parametrize(("run", "must", "refused"), [({32: 1 << 30}, True, True), ({32: 1 << 30}, False, False), ({38: 1 << 30}, True, False)])
+def test_a_rule_whose_limits_must_be_held_and_cannot_is_named(run, must, refused):
+    missing = {**GOOD, "limits": Finding(False, "nothing is delegated", "delegate it")}
+    wanted = ["rule analysis: limits.on_missing is refuse, and nothing is delegated; next: delegate it"]
+    assert verdict(node(rules=[rule(run=run, must=must)]), missing) == (wanted if refused else [])
+    assert verdict(node(rules=[rule(run=run, must=must)])) == []
 
 
 def test_a_rule_that_the_launcher_cannot_run_is_named_with_its_reason():
@@ -319,6 +329,29 @@ def test_a_cgroup_that_cannot_be_written_is_found():
     on.guard.cgroup = ""
     assert checks._cgroup(on).yes is None
     assert state({**GOOD, "cgroup": checks._cgroup(on)}, "setuid", "log-only", "strict", on).state == "yes"
+
+
+ALL = "cpuset cpu io memory pids"
+
+
+@pytest.mark.parametrize(("own", "files", "owner", "yes", "said"), [
+    ("/slot/pilot", {"": ALL, "slot": ALL}, True, True, "slot is delegated to a caller: cpuset cpu io memory pids"),
+    ("/slot/pilot", {"": ALL, "slot": "pids"}, True, False, "slot is delegated to a caller: pids"),
+    ("/slot/pilot", {"": ALL, "slot": ALL}, False, False, "slot is not delegated to a caller, {top}/slot/pilot hands down: nothing"),
+    ("/", {"": ALL}, False, False, "is not delegated to a caller, {top} hands down: nothing"),
+    ("/", {"": "hugetlb"}, True, False, "{top} has no memory, pids, cpu (hugetlb)"),
+])
+def test_limits_of_a_run_as_a_whole_need_a_group_that_is_the_callers_above_its_own(tmp_path, monkeypatch, own, files, owner, yes, said):
+    (tmp_path / "slot/pilot").mkdir(parents=True)
+    for group in ("", "slot", "slot/pilot"):
+        (tmp_path / group / "cgroup.controllers").write_text(files.get(group, "") + "\n")
+        (tmp_path / group / "cgroup.subtree_control").write_text("\n")
+    monkeypatch.setattr(checks, "_own_cgroup", lambda: own)
+    on = node()
+    on.guard.cgroup, on.guard.caller_uid = str(tmp_path), (Range(os.getuid(), os.getuid()),) if owner else ()
+    found = checks._limits(on)
+    assert found.yes is yes
+    assert said.format(top=tmp_path) in found.saw
 
 
 def test_a_cgroup_that_is_mounted_can_be_made_and_is_gone_afterwards():
