@@ -42,6 +42,28 @@ def tree(path):
     return path
 
 
+def node_tree(path):
+    """The node's own system as an image: empty places, and links where it has links. node_binds says what is bound there."""
+    path.mkdir()
+    for name in ("dev", "etc", "home", "opt", "proc", "root", "run", "sys", "tmp", "usr", "var/tmp"):
+        (path / name).mkdir(parents=True)
+    for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32"):
+        if os.path.islink(f"/{name}"):
+            (path / name).symlink_to(os.readlink(f"/{name}"))
+        elif os.path.isdir(f"/{name}"):
+            (path / name).mkdir()
+    for name in ("passwd", "group", "hosts", "localtime", "resolv.conf"):  # Apptainer warns when it cannot put its own there
+        (path / "etc" / name).touch()
+    return path
+
+
+def node_binds(*more):
+    """Options of apptainer exec that fill node_tree's image; more: directories at their own places."""
+    names = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+    system = [name for name in names if os.path.isdir(name) and not os.path.islink(name)]
+    return [word for place in ("/usr:/usr:ro", "/etc:/etc:ro", *system, *more) for word in ("--bind", os.fspath(place))]
+
+
 def sif(path, source, account):
     """A SIF file of that directory, built by that account (as root, Apptainer asks for capabilities that containers' hosts may not have)."""
     need("mksquashfs")

@@ -9,13 +9,14 @@ import pwd
 import shutil
 import socket
 import stat
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import psutil
 
-from nodewrap import _paths, seccomp
-from nodewrap.doctor import probe
+from nodewrap import _paths, apptainer, seccomp
+from nodewrap.doctor import container, probe
 from nodewrap.doctor.node import Node, distrust
 from nodewrap.guard import NAMESPACES, Range
 
@@ -141,6 +142,32 @@ def _keyring(node: Node) -> Finding:
 
 def _fuse(node: Node) -> Finding:
     return _tried(probe.attempt(lambda: os.close(os.open("/dev/fuse", os.O_RDWR)), *_as_caller(node)))
+
+
+def _apptainer(node: Node) -> Finding:
+    """Each runtime that a rule names: its version, and a container really made with it."""
+    found = container.programs(node.policy)
+    if not found:
+        return Finding(None, "no rule has images", "add image = [PATH or pattern, …] to a [[rule]] if payloads shall run in containers")
+    told = []
+    for program in found:
+        try:
+            told.append(f"{program}: {container.version(program)}")
+        except (OSError, subprocess.SubprocessError) as wrong:
+            return Finding(False, f"{program}: {wrong.strerror or wrong if isinstance(wrong, OSError) else wrong}")
+        problem = apptainer.userns() or container.problem(program, *_as_caller(node))
+        if problem:
+            return Finding(False, f"{told[-1]}: {problem}", "correct what Apptainer says; try as a caller: apptainer exec --contain DIR true")
+    return Finding(True, ", ".join(told) + ", a container was made")
+
+
+def _sif(node: Node) -> Finding:
+    found, fuse = container.programs(node.policy), bool(_fuse(node).yes)
+    if not found:
+        return Finding(None, "no rule has images")
+    told = {program: container.mounts_sif(program, fuse) for program in found}
+    missing = [program for program, how in told.items() if not how]
+    return Finding(not missing, "; ".join(f"{program}: {how or 'neither squashfuse with /dev/fuse nor unsquashfs'}" for program, how in told.items()))
 
 
 def _cgroup(node: Node) -> Finding:
@@ -393,6 +420,8 @@ CHECKS = (
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
     Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),
     Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
+    Check("apptainer", "payloads in containers", _apptainer, "install Apptainer, or correct apptainer.program in the policy"),
+    Check("apptainer.sif", "images that are files", _sif, "install squashfuse, modprobe fuse, and mode 0666 for /dev/fuse; or squashfs-tools"),
 )
 
 

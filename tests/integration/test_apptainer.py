@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 
@@ -242,3 +244,25 @@ def test_missing_or_broken_runtime_is_an_internal_error_with_the_reason_and_neve
         assert says.encode() in ran.err
         assert "start" not in [record["event"]["action"] for record in ran.records] or "exit" in [r["event"]["action"] for r in ran.records]
     shutil.rmtree(tmp)
+
+
+def findings(node):
+    """What doctor, called by the site's administrator, finds of the runtime: {check: finding}."""
+    ran = subprocess.run([node.site.binary, "doctor", "--json"], capture_output=True, check=False, timeout=60, env=node.site.environment(node.pilot),
+                         cwd="/", **node.site.owner())
+    return json.loads(ran.stdout)["checks"]
+
+
+def test_doctor_makes_a_container_and_tells_what_is_broken(boxed, session):
+    found = findings(boxed)
+    assert found["apptainer"]["yes"] is True, found
+    assert "a container was made" in found["apptainer"]["saw"]
+    assert re.search(r"apptainer version \d", found["apptainer"]["saw"])
+    assert found["apptainer.sif"]["yes"] is True
+    fake = session.top / "fake-apptainer"
+    fake.write_text("#!/bin/sh\ntest $1 = --version && echo apptainer version 0 || { echo FATAL: no luck >&2; exit 255; }\n")
+    fake.chmod(0o755)
+    policy(boxed, ["/x"], f'apptainer = {{ program = "{fake}" }}')
+    found = findings(boxed)["apptainer"]
+    assert (found["yes"], "FATAL: no luck" in found["saw"], bool(found["next"])) == (False, True, True)
+    fake.unlink()

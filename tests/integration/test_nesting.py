@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from tests import container
 from tests.need import need
 from tests.node import KINDS, PROFILES
 
@@ -31,6 +32,9 @@ SANDBOXES = {
 }
 
 
+CONTAINERS = ("bwrap", "unshare", "self", "apptainer")
+
+
 @pytest.fixture
 def work(home, session):
     path = home / "nested"
@@ -44,37 +48,41 @@ def outer(node, name, work):
     """The container around nodewrap, as words before its command line."""
     if name == "self":  # state and log must be writable: the inner run has its own lease and records
         return list(map(os.fspath, node.argv("log-only", (), "batch", ["--workdir", work, "--expose", node.site.prefix / "var"])))
+    if name == "apptainer":
+        image = next(work.parent.glob("node-image"), None) or container.node_tree(work.parent / "node-image")
+        binds = container.node_binds(node.site.session.top, work.parent)
+        return [os.fspath(container.program()), "--quiet", "exec", "-C", "--no-home", "--pwd", os.fspath(work), *binds, os.fspath(image)]
     need(name)
     return list({"unshare": UNSHARE, "bwrap": BWRAP}[name])
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("kind", ["map", "log-only"])
-@pytest.mark.parametrize("container", ["bwrap", "unshare", "self"])
-def test_launcher_without_privilege_runs_and_cleans_inside_a_container(userns_node, work, container, kind, profile):
+@pytest.mark.parametrize("box", CONTAINERS)
+def test_launcher_without_privilege_runs_and_cleans_inside_a_container(userns_node, work, box, kind, profile):
     node = userns_node
     (work / "home").symlink_to("..")  # the pilot's own, which stays where the kernel can be asked what leads through it
     time.sleep(0.05)
-    if container == "unshare":  # the pilot is root there
+    if box == "unshare":  # the pilot is root there
         node.site.policy(node.policy_text().replace(f'account = ["{node.pilot.name}"]', f'account = ["{node.pilot.name}", "root"]'))
     inner = list(map(os.fspath, node.argv(kind, ["/bin/sh", "-c", PAYLOAD], profile, ["--workdir", work])))
-    ran = node.site.run([*outer(node, container, work), "/bin/sh", "-c", IN_CONTAINER, "sh", *inner], cwd=work)
+    ran = node.site.run([*outer(node, box, work), "/bin/sh", "-c", IN_CONTAINER, "sh", *inner], cwd=work)
     assert (ran.rc, ran.err, ran.out) == (7, b"", b"")
     uid, processes = (work / "out").read_text().split()
-    assert uid == ("1000" if kind == "map" else "0" if container == "unshare" else str(node.pilot.uid))
+    assert uid == ("1000" if kind == "map" else "0" if box == "unshare" else str(node.pilot.uid))
     assert profile == "none" or int(processes) <= 5
     assert (work / "out").stat().st_uid == node.pilot.uid
     left = sorted(os.listdir(work))
-    assert left == (["inside", "out", "through"] if container == "self" else ["home", "inside", "out"])
+    assert left == (["inside", "out", "through"] if box == "self" else ["home", "inside", "out"])
     assert not (work / "through").exists()
     ends = [record for record in ran.records if record["event"]["action"] == "cleanup"]
-    assert len(ends) == (2 if container == "self" else 1)
+    assert len(ends) == (2 if box == "self" else 1)
 
 
-@pytest.mark.parametrize("container", ["bwrap", "unshare", "self"])
-def test_doctor_tells_in_the_container_what_runs_there(userns_node, work, container):
+@pytest.mark.parametrize("box", CONTAINERS)
+def test_doctor_tells_in_the_container_what_runs_there(userns_node, work, box):
     node = userns_node
-    ran = node.site.run([*outer(node, container, work), node.site.binary, "doctor", "--json"], cwd=work)
+    ran = node.site.run([*outer(node, box, work), node.site.binary, "doctor", "--json"], cwd=work)
     cells = [cell for cell in json.loads(ran.out)["matrix"] if cell["launcher"] == "userns" and cell["mode"] == "log-only"]
     assert {cell["profile"]: cell["state"] for cell in cells} == dict.fromkeys(PROFILES, "yes"), ran
 
@@ -96,3 +104,55 @@ def test_containers_work_in_a_batch_payload_and_not_in_a_strict_one(request, lau
     strict = node.sh(kind, script, profile="strict")
     assert strict.out == b""
     assert strict.err.count(b"ermi") == len(SANDBOXES), strict.err  # "not permitted", "No permissions": each was really tried
+
+
+@pytest.fixture
+def busybox(home):
+    """The directory of a tiny image, where no profile shows it."""
+    container.program()
+    path = container.tree(home / "busybox")
+    yield path
+    shutil.rmtree(path)
+
+
+def with_apptainer(node):
+    """The payload sees the tests' Apptainer, and may bring images."""
+    text = node.policy_text().replace('"batch", "strict"]\n', '"batch", "strict"]\nimage = "/home/*"\n')
+    shown = container.profile() + container.profile("strict")
+    node.site.policy(f'{text}\n[apptainer]\nprogram = "{container.program()}"\n{shown}')
+
+
+@pytest.mark.parametrize(("launcher", "kind"), list(payloads()))
+def test_payloads_own_apptainer_contains_everything_in_batch_and_nothing_in_strict(request, busybox, work, launcher, kind):
+    if (launcher, kind) == ("userns", "block"):
+        request.getfixturevalue("delegated")
+    node = request.getfixturevalue(f"{launcher}_node")
+    with_apptainer(node)
+    shutil.copytree(busybox, work / "image", symlinks=True)
+    for top, _, _ in os.walk(work / "image"):
+        os.chown(top, node.pilot.uid, node.pilot.gid)
+    command = [container.program(), "--quiet", "exec", "-C", work / "image", "sh", "-c", 'cat /made-for-the-test; ls /proc | grep -c "^[0-9]"']
+    ran = node.run(kind, *command, profile="batch", options=["--workdir", work])
+    said = ran.text.split()
+    assert (ran.rc, ran.err, said[0]) == (0, b"", "yes"), ran
+    assert int(said[1]) <= 5
+    strict = node.run(kind, *command, profile="strict", options=["--workdir", work])
+    assert strict.rc != 0
+    assert strict.out == b""
+    assert b"not allowed to create user namespace" in strict.err, strict
+
+
+def test_pilot_in_a_container_runs_payloads_in_a_second_one(userns_node, busybox, work):
+    """LHCb's case: the whole pilot is in Apptainer, and each payload in one of its own, three user namespaces deep."""
+    node = userns_node
+    with_apptainer(node)
+    payload = ["/bin/sh", "-c", "cat /made-for-the-test; echo $$ >made; sleep 98765 & exit 7"]
+    inner = list(map(os.fspath, node.argv("map", payload, "batch", ["--workdir", work, "--image", busybox])))
+    mine = [word for place in (container.OWN,) if place.exists() for word in ("--bind", os.fspath(place))]
+    box = outer(node, "apptainer", work)
+    ran = node.site.run([*box[:-1], *mine, box[-1], "/bin/sh", "-c", IN_CONTAINER, "sh", *inner], cwd=work)
+    assert (ran.rc, ran.err, ran.out) == (7, b"", b"yes\n"), ran
+    assert os.listdir(work) == ["made"]
+    assert (work / "made").stat().st_uid == node.pilot.uid
+    assert ran.record("start")["nodewrap"]["image"]["path"] == str(busybox)
+    assert ran.record("cleanup")["nodewrap"]["cleanup"]["processes_left"] == 0
