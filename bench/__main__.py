@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
         say("under SCHED_FIFO, for what is measured and what it is compared with; trees are left out, they would hold the processors")
     node = Node()
     try:
+        if ROOT and not node.places["setuid"].networks:
+            say("private networks are left out: there is no nft, or net.ipv4.ip_forward is 0")
         others = working_peers(node)
         for part in asked.only or [part for part in PARTS if not (asked.realtime and part == "kills")]:
             run(part, node, others, asked)

@@ -12,9 +12,10 @@ from bench.node import Node, Place
 from tests.site import ROOT
 
 #: Milliseconds over a bare exec that the project promised itself; records in memory, since what the disk takes is counted apart.
-RESIDENT, SPAWNED, MANY_MOUNTS = 3.0, 20.0, 4.0
+RESIDENT, SPAWNED, MANY_MOUNTS, NETWORK = 3.0, 20.0, 4.0, 6.0
 TRUE = "/bin/true"
 BARE = "bare exec"
+NAMES = {"strict": "strict", "net": "strict with private network"}
 SYSTEM = ("/bin", "/lib", "/lib64", "/sbin")
 
 
@@ -52,6 +53,8 @@ def of_place(place: Place, proxy: Path | None) -> list[Case]:
     found = [nodewrap(place, "map", declared("map"), True, memory, RESIDENT)]
     if place.site.launcher == "setuid":
         found.append(nodewrap(place, "switch", declared("switch"), True, memory, RESIDENT))
+        for profile, target in (("strict", 0.0), ("net", NETWORK)) if place.networks else ():
+            found.append(nodewrap(place, f"map, {NAMES[profile]}", (*declared("map"), "--profile", profile), True, memory, target))
     found.append(by_name(place))
     if memory:
         found.append(nodewrap(place, "map", declared("map"), True, False))

@@ -14,6 +14,8 @@ from tests.site import ROOT, Session, command
 
 CHECKOUT = Path(__file__).parents[1]
 BUILD = CHECKOUT / "build/bench"
+#: Of documentation (RFC 5737): a node has no way there.
+NETWORK = "203.0.113.0/24"
 POLICY = """
 [site]
 name = "BENCH"
@@ -24,11 +26,15 @@ minimum_assurance = "declared"
 [[caller]]
 account = ["{pilot}"]
 {pool}
+[profile.net]
+like = "strict"
+network = {{ mode = "private", allow = ["any:443", "192.0.2.0/24"], deny = ["192.0.2.1"] }}
+
 [[rule]]
 name = "map"
 when = {{ vo = ["map", "{vo}"] }}
 identity = {{ mode = "map" }}
-profile = ["batch", "strict"]
+profile = ["batch", "strict", "net"]
 {switch}
 """
 POOL = """
@@ -71,7 +77,11 @@ class Place:
         for resident in (False, True):
             for in_memory in (False, True) if memory else (False,):
                 self.guards[resident, in_memory] = self._guard(resident, in_memory)
-        self.running.append(self._policyd())
+        self.running.append(self._resident("policyd"))
+        #: Private networks: where packets may pass and rules can be made. Nothing that is measured sends any.
+        self.networks = launcher == "setuid" and bool(shutil.which("nft")) and Path("/proc/sys/net/ipv4/ip_forward").read_text() != "0\n"
+        if self.networks:
+            self.running.append(self._resident("netd"))
         self.default = self.guards[False, False]
         self.point(self.default)
 
@@ -81,11 +91,12 @@ class Place:
         return POLICY.format(pilot=names["pilot"], vo=VO, pool=POOL.format(**names) if setuid else "", switch=SWITCH if setuid else "")
 
     def _guard(self, resident: bool, in_memory: bool) -> Path:
-        changes: dict[str, Any] = {"allow": ["map batch strict", "log-only batch"], "policyd": str(self.socket) if resident else None}
+        changes: dict[str, Any] = {"allow": ["map batch strict net", "log-only batch"], "policyd": str(self.socket) if resident else None}
         if self.site.launcher == "setuid":
             ids = sorted(account.uid for account in self.session.accounts.values())
             changes.update(switch_uid=f"{ids[0]}-{ids[-1]}", switch_gid=f"{ids[0]}-{ids[-1]}", map_uid="1900000000-1900000999")
             changes["allow"].append("switch batch strict")
+            changes.update(netd=str(self.socket.with_name("netd")), network=NETWORK)
         if self.pki:
             changes["ca_dir"], changes["voms_dir"] = str(self.pki.ca_dir), str(self.pki.voms_dir)
         if in_memory:
@@ -108,8 +119,8 @@ class Place:
     def socket(self) -> Path:
         return Path(self.site.prefix / "run/policyd")
 
-    def _policyd(self) -> subprocess.Popen[bytes]:
-        """Its Popen, when it takes connections."""
+    def _resident(self, verb: str) -> subprocess.Popen[bytes]:
+        """Popen of policyd or netd, when it takes connections."""
         owner = {}
         if ROOT and self.site.launcher == "userns":
             owner = {"user": self.site.pilot.uid, "group": self.site.pilot.gid, "extra_groups": self.site.pilot.groups}
@@ -117,7 +128,7 @@ class Place:
             notify.bind(b"\0nodewrap-bench-" + os.urandom(8).hex().encode())
             notify.settimeout(20)
             env = {**self.site.environment(self.site.pilot), "NOTIFY_SOCKET": "@" + notify.getsockname()[1:].decode()}
-            argv = [str(self.site.binary), "policyd", "--guard", str(self.guards[True, False])]
+            argv = [str(self.site.binary), verb, "--guard", str(self.guards[True, False])]
             process = subprocess.Popen(argv, env=env, cwd="/", **owner)
             notify.recv(100)
         return process

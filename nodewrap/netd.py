@@ -406,9 +406,13 @@ class Netd:
                 pass
 
     def _close(self) -> None:
+        """The node's rules stay while a run has need of them."""
+        ours = {ready.link for many in self.pool.values() for ready in many} | {link for _, link in self.doomed}
         self._drop(self.pool)
         if self.builder:
             self._end_builder()
+        if not any(name.startswith(network.LINK) and link not in ours for link, name in socket.if_nameindex()):
+            netbuild.nft(network.no_ruleset(self.wanted))
 
 
 def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> NoReturn:

@@ -230,6 +230,12 @@ def table(network: Network) -> str:
     return f"nodewrap_{network.address:08x}_{network.bits}"
 
 
+def no_ruleset(network: Network) -> str:
+    """Takes the node's rules away, if they are there."""
+    name = table(network)
+    return "".join(f"table {family} {name}\ndelete table {family} {name}\n" for family in ("ip", "ip6"))
+
+
 def node_ruleset(network: Network, resolvers: list[str]) -> str:
     """For the node: nothing of it changes with a run. It replaces its own table in one step.
 
@@ -237,9 +243,7 @@ def node_ruleset(network: Network, resolvers: list[str]) -> str:
     """
     own = f"""ip daddr {{ {', '.join(resolvers)} }} meta l4proto {{ tcp, udp }} th dport 53 accept""" if resolvers else ""
     name = table(network)
-    return f"""table ip {name}
-delete table ip {name}
-table ip {name} {{
+    return f"""{no_ruleset(network)}table ip {name} {{
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname != "{LINK}*" accept
@@ -262,8 +266,6 @@ table ip {name} {{
 		ip saddr {network} oifname != "{LINK}*" masquerade
 	}}
 }}
-table ip6 {name}
-delete table ip6 {name}
 table ip6 {name} {{
 	chain prerouting {{
 		type filter hook prerouting priority raw; policy accept;

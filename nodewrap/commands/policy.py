@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from nodewrap import _paths, model
+from nodewrap import _paths, model, network
 from nodewrap.guard import Guard, GuardError, parse_guard
 from nodewrap.policy import accounts, bounds, evaluate, install, source, store
 from nodewrap.policy import compile as compiler
@@ -204,8 +204,19 @@ def _explain(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: getattr(verdict, name) for name in sorted(verdict.__slots__)}, sort_keys=True, indent=1))
     else:
         told = [] if verdict.permit else [f"told to the pilot: {verdict.code}: {verdict.text}"]
-        print("\n".join([f"policy {policy['digest'][:16]}", *verdict.steps, *told]))
+        given = [network_line(policy["profiles"][verdict.profile])] if verdict.permit else []
+        print("\n".join([f"policy {policy['digest'][:16]}", *verdict.steps, *given, *told]))
     return 0 if verdict.permit else 1
+
+
+def network_line(profile: Table) -> str:
+    """What the profile gives of the network."""
+    wanted = network.mode(profile) or ("none" if "net" in profile.get("namespaces", ()) else "host")
+    if wanted != "private":
+        return f"network {wanted}"
+    table = profile["network"] if isinstance(profile["network"], dict) else {}
+    lists = [f"{key} {', '.join(table[key]) or 'nothing'}" for key in ("deny", "allow") if key in table]
+    return "; ".join(["network private", *lists, *["no dns"] * (not table.get("dns", True))])
 
 
 def _facts(arguments: argparse.Namespace) -> model.Facts:

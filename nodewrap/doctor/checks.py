@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import psutil
 
 from nodewrap import _paths, apptainer, seccomp
-from nodewrap.doctor import container, probe
+from nodewrap.doctor import container, network, probe
 from nodewrap.doctor.node import Node, distrust
 from nodewrap.guard import NAMESPACES, Range
 
@@ -211,6 +211,16 @@ def _owned_by_callers(group: str, callers: tuple[Range, ...]) -> bool:
 def _own_cgroup() -> str:
     lines = [line.split(":", 2)[2] for line in _text("/proc/self/cgroup").splitlines() if line.startswith("0::")]
     return lines[0] if lines else "/"
+
+
+def _netd(node: Node) -> Finding:
+    if not (node.guard and node.guard.network and node.guard.netd):
+        wanted = any(profile.network for profile in node.profiles.values())
+        return Finding(False if wanted else None, "the guard has no lines 'netd' and 'network'", "add them if payloads shall have private networks")
+    if not node.root:
+        return Finding(None, "not tried: only root can", "run nodewrap doctor as root")
+    wrong, step = network.problem(node.guard)
+    return Finding(not wrong, wrong or f"{node.guard.network}, {network.resolvers()}", step)
 
 
 def _newuidmap(node: Node) -> Finding:
@@ -419,6 +429,7 @@ CHECKS = (
     Check("keyring", "a session keyring that is not the pilot's", _keyring, "CONFIG_KEYS, and no container's filter that forbids keyctl"),
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
     Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),
+    Check("netd", "private networks", _netd, network.NEXT),
     Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
     Check("apptainer", "payloads in containers", _apptainer, "install Apptainer, or correct apptainer.program in the policy"),
     Check("apptainer.sif", "images that are files", _sif, "install squashfuse, modprobe fuse, and mode 0666 for /dev/fuse; or squashfs-tools"),

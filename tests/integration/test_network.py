@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ from nodewrap import netbuild, network
 from nodewrap.guard import Network
 from tests.conftest import installation
 from tests.need import need
-from tests.node import Node, until
+from tests.node import SUBJECT, Node, until
 
 RANGE = Network(0x0AD50000, 24)
 NODE, WORLD, OTHER, METADATA = "198.18.0.1", "203.0.113.10", "203.0.113.20", "169.254.169.254"
@@ -210,6 +211,7 @@ def netd(world, session):
     node.site.reset()
     assert not any(left.values()), left
     until(lambda: not links(), f"no link is left: {links()}")
+    nft("flush ruleset")
 
 
 @pytest.fixture
@@ -459,6 +461,18 @@ def test_node_that_passes_nothing_on_is_told_and_mended_at_once(netd):
     assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
 
 
+def test_nodes_rules_go_with_netd_unless_a_run_needs_them(netd):
+    live, _ = start(netd)
+    netd.stop()
+    assert network.table(RANGE) in nft("list tables")
+    netd.process = netd.start()
+    live.process.send_signal(signal.SIGTERM)
+    live.end()
+    until(lambda: len(links()) < 2, "its link is gone")
+    netd.stop()
+    assert network.table(RANGE) not in nft("list tables")
+
+
 def test_rules_come_back_when_the_nodes_firewall_is_loaded_again(netd):
     nft("flush ruleset")
     until(lambda: network.table(RANGE) in nft("list tables"), "netd puts them back")
@@ -479,6 +493,31 @@ def test_resolver_on_the_nodes_loopback_is_answered_for_by_the_one_behind_it(wor
         for descriptor in descriptors:
             os.close(descriptor)
         netbuild.remove(built.link)
+
+
+def test_explain_says_what_a_profile_gives_of_the_network(netd):
+    lan = "network private; deny 203.0.113.20; allow 203.0.113.0/24:80, udp any:5000-5001; no dns"
+    for profile, said in (("lan", lan), ("net", "network private"), ("wide", "network host"), ("strict", "network none")):
+        who = ["--caller", netd.site.pilot.name, "--dn", SUBJECT, "--vo", "static", "--assurance", "declared", "--profile", profile]
+        assert netd.site.admin("policy", "explain", *who).splitlines()[-1] == said
+
+
+def test_doctor_tells_what_keeps_a_node_from_giving_private_networks(netd):
+    def finding():
+        ran = subprocess.run([netd.site.binary, "doctor", "--json"], capture_output=True, text=True, env=netd.site.environment(netd.site.pilot))
+        found = json.loads(ran.stdout)["checks"]["netd"]
+        return found["yes"], found["saw"], found["next"]
+
+    assert finding()[0] is True
+    netd.stop()
+    assert "start nodewrap netd" in finding()[2]
+    forward("0")
+    assert finding()[2].startswith("sysctl -w net.ipv4.ip_forward=1")
+    forward("1")
+    netd.guard(network="198.18.0.0/16")
+    assert "collides with the route 198.18.0.0/24" in finding()[1]
+    netd.guard(network=None)
+    assert finding()[:2] == (False, "the guard has no lines 'netd' and 'network'")
 
 
 def test_launcher_without_privilege_gives_loopback_or_refuses(userns_node):

@@ -1,0 +1,55 @@
+"""Whether this node can give private networks (docs/network.md): made once for real, and netd asked for."""
+
+from __future__ import annotations
+
+import socket
+
+from nodewrap import network
+from nodewrap.doctor import probe
+from nodewrap.guard import Guard
+
+NEXT = "docs/network.md, \"Turning it on\""
+
+
+def problem(guard: Guard) -> tuple[str, str]:
+    """What is missing, and the next step; empty when nothing is. As root."""
+    from nodewrap import netbuild, netd  # they load pyroute2, which no other check needs
+
+    assert guard.network
+    taken = netbuild.overlap(guard.network)
+    if taken:
+        return f"network {guard.network} collides with the route {taken}", "name a range in the guard that the node has no way to"
+    if netd.forwarding():
+        return "net.ipv4.ip_forward is 0", netd.forwarding().partition("; ")[2]
+    failed = probe.attempt(lambda: _build(guard))
+    if failed:
+        return failed, "what it names is missing, or the kernel's veth or nftables; root in a container may not"
+    failed = probe.attempt(lambda: _reach(guard.netd))
+    return (f"{guard.netd}: {failed}", "start nodewrap netd (nodewrap-netd.service)") if failed else ("", "")
+
+
+def _build(guard: Guard) -> None:
+    """One network, with all kinds of rules; it ends with this child."""
+    from nodewrap import netbuild
+
+    assert guard.network
+    try:
+        netbuild.build(guard.network, -1, network.encode(network.rules({"network": {"allow": ["any:443", "udp any"], "deny": ["192.0.2.1"]}})))
+    except netbuild.NetError as error:
+        raise OSError(str(error)) from None
+
+
+def _reach(path: str) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.settimeout(2)
+        sock.connect(path)
+
+
+def resolvers() -> str:
+    """What payloads with a private network ask for names."""
+    from nodewrap import netbuild
+
+    remote, local = netbuild.resolvers()
+    if local:
+        return f"DNS by {local[min(local)]} in place of {', '.join(local)}"
+    return f"DNS by {', '.join(remote)}" if remote else "no DNS: resolv.conf names no IPv4 resolver but on loopback"
