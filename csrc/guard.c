@@ -66,7 +66,7 @@ static int parse_range(const char *s, struct nw_range *r) {
 }
 
 /* One line of either file: its word, how the rest is read, and where it goes. Twice: it may repeat. */
-enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, NETWORK, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE };
+enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, NETWORK, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE, WALLS, PORTS };
 struct key {
 	const char *word;
 	enum kind kind;
@@ -78,7 +78,8 @@ struct key {
 
 static const char *const LAUNCHERS[] = { "setuid", "socket", "userns", NULL };
 static const char *const ON_FAILURE[] = { "deny", "run-and-flag", "run", NULL };
-static const char *const NO_YES[] = { "no", "yes", NULL }, *const ABSTRACT[] = { "", "abstract", NULL },
+static const char *const NO_YES[] = { "no", "yes", NULL },
+			 *const LANDLOCK[] = { "abstract", "signals", "files", "tcp", NULL },
 			 *const MISSING[] = { "refuse", "degrade", NULL };
 static const char *const KINDS[] = { "pid", "ipc", "uts", "cgroup", "mount", "net", NULL }, *const MODES[] = { "ro", "rw", "ro?", "rw?", NULL };
 
@@ -118,7 +119,9 @@ static const struct key PROFILE[] = {
 	{ "seccomp", NAME, AT(seccomp), 64, NULL, false },
 	{ "network", NAME, AT(network), 64, NULL, false },
 	{ "hostname", NAME, AT(hostname), 64, NULL, false },
-	{ "landlock", CHOICE, AT(landlock_abstract), 0, ABSTRACT, false },
+	{ "landlock", WALLS, 0, 0, NULL, false },
+	{ "tcp-bind", PORTS, AT(tcp_bind), 0, NULL, false },
+	{ "tcp-connect", PORTS, AT(tcp_connect), 0, NULL, false },
 	{ "on-missing", CHOICE, AT(degrade), 0, MISSING, false },
 	{ "bind", BIND, NW_BIND, 0, NULL, true },
 	{ "slave", BIND, NW_SLAVE, 0, NULL, true },
@@ -193,6 +196,28 @@ static int namespaces(struct nw_lines *l, struct nw_profile *p, struct nw_err *e
 	return l->words > 1 ? 0 : bad(l, e, "wants kinds");
 }
 
+static int walls(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
+	for (int w = 1; w < l->words; w++) {
+		size_t n = strlen(l->word[w]);
+		bool optional = n && l->word[w][n - 1] == '?';
+		if (optional) l->word[w][n - 1] = 0;
+		int k = choice(LANDLOCK, l->word[w]);
+		if (k < 0 || p->landlock & 1u << k) return bad(l, e, "wants abstract, signals, files, tcp, each once, with a ? or without");
+		p->landlock |= 1u << k;
+		if (optional) p->landlock_optional |= 1u << k;
+	}
+	return l->words > 1 ? 0 : bad(l, e, "wants kinds");
+}
+
+static int ports(struct nw_lines *l, struct nw_ports *to, struct nw_err *e) {
+	uint64_t port;
+	for (int w = 1; w < l->words; w++) {
+		if (nw_number(l->word[w], 65535, &port)) return bad(l, e, "wants ports from 0 to 65535");
+		to->port[to->n++] = (uint16_t)port; /* a line has no more words than that */
+	}
+	return l->words > 1 ? 0 : bad(l, e, "wants ports");
+}
+
 /* A place in the root: the op, with its path from the word given; NULL with *e when there is no room or it is no place. */
 static struct nw_op *place(struct nw_lines *l, struct nw_profile *p, size_t kind, int words, int path, struct nw_err *e) {
 	struct nw_op *op = &p->op[p->n];
@@ -258,6 +283,8 @@ static int take(struct nw_lines *l, const struct key *k, void *base, struct nw_e
 	case NETWORK: return network(l, base, e);
 	case ALLOW: return allow(l, base, e);
 	case NAMESPACES: return namespaces(l, base, e);
+	case WALLS: return walls(l, base, e);
+	case PORTS: return ports(l, (struct nw_ports *)(void *)((char *)base + k->at), e);
 	case BIND: return bind(l, base, k->at, e);
 	case LINK: return link(l, base, e);
 	case TMPFS: return tmpfs(l, base, e);

@@ -14,6 +14,7 @@
 #define NW_NAMES 16
 #define NW_NAME 32
 #define NW_OPS 160
+#define NW_PORTS 31 /* words of a line, but the first */
 
 enum nw_mode { NW_SWITCH, NW_MAP, NW_LOG_ONLY, NW_MODES };
 enum nw_on_failure { NW_AUDIT_DENY, NW_AUDIT_FLAG, NW_AUDIT_RUN };
@@ -48,6 +49,13 @@ enum nw_namespace { NW_NS_PID = 1, NW_NS_IPC = 2, NW_NS_UTS = 4, NW_NS_CGROUP = 
 enum nw_op_kind { NW_BIND, NW_SLAVE, NW_LINK, NW_TMPFS, NW_DEV, NW_PROC, NW_MQUEUE, NW_HOME, NW_ACCOUNT_FILES, NW_DISK };
 enum nw_op_flag { NW_OP_RW = 1, NW_OP_OPTIONAL = 2 };
 
+enum nw_landlock { NW_LANDLOCK_ABSTRACT = 1, NW_LANDLOCK_SIGNALS = 2, NW_LANDLOCK_FILES = 4, NW_LANDLOCK_TCP = 8 };
+
+struct nw_ports {
+	int n;
+	uint16_t port[NW_PORTS];
+};
+
 struct nw_op {
 	int kind;
 	unsigned flags;
@@ -62,7 +70,9 @@ struct nw_profile {
 	unsigned namespaces;
 	char seccomp[NW_NAME * 2], network[NW_NAME * 2];
 	char hostname[NW_NAME * 2];
-	int landlock_abstract, degrade;
+	unsigned landlock, landlock_optional; /* optional: recorded, never refused, where the kernel lacks it */
+	struct nw_ports tcp_bind, tcp_connect;
+	int degrade;
 	int n;
 	struct nw_op op[NW_OPS];
 };

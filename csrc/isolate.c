@@ -47,10 +47,23 @@ static int make_cgroup(struct nw_run *r, struct nw_err *e) {
 }
 
 static int landlock_check(struct nw_run *r, struct nw_err *e) {
-	if (!r->profile.landlock_abstract || syscall(SYS_landlock_create_ruleset, NULL, 0, 1) >= 6) return 0;
-	r->profile.landlock_abstract = 0;
-	if (r->profile.namespaces & NW_NS_NET) return 0; /* abstract sockets belong to the network namespace (unix(7)): closed anyway */
-	return nwp_degrade(r, "landlock-abstract", e);
+	static const struct {
+		unsigned bit;
+		int abi; /* from Linux 5.19, 6.7, 6.12. Before ABI 2 nothing may be renamed to another directory, which payloads need */
+		const char *what;
+	} needs[] = { { NW_LANDLOCK_FILES, 2, "landlock-files" }, { NW_LANDLOCK_TCP, 4, "landlock-tcp" }, { NW_LANDLOCK_ABSTRACT, 6, "landlock-abstract" },
+		{ NW_LANDLOCK_SIGNALS, 6, "landlock-signals" } };
+	struct nw_profile *p = &r->profile;
+	if (p->landlock) r->landlock = (int)syscall(SYS_landlock_create_ruleset, NULL, 0, 1);
+	for (size_t i = 0; i < sizeof needs / sizeof *needs; i++) {
+		if (!(p->landlock & needs[i].bit) || r->landlock >= needs[i].abi) continue;
+		p->landlock &= ~needs[i].bit;
+		/* abstract sockets belong to the network namespace (unix(7)): closed anyway */
+		if (needs[i].bit == NW_LANDLOCK_ABSTRACT && p->namespaces & NW_NS_NET) continue;
+		if (!(p->landlock_optional & needs[i].bit) && !p->degrade) return nwp_degrade(r, needs[i].what, e);
+		if (r->degrades < NW_DEGRADES) r->degrade[r->degrades++] = needs[i].what;
+	}
+	return 0;
 }
 
 /* End and count what the payload left. kill(-1) from pid 1 reaches all of the namespace and nobody else, and at once: a fork waits for the

@@ -1,28 +1,11 @@
 /* From init's child to the payload: every right given away, in this order, and then exec. */
 #include "run.h"
 
-#ifndef LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET
-#define LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET 1ull
-#endif
-
-struct ruleset {
-	uint64_t fs, net, scoped;
-}; /* landlock(7): scoped since ABI 6, Linux 6.12 */
-
 static void __attribute__((noreturn)) give_up(int sock, int code, int exit, const char *id, const char *what, const char *detail) {
 	struct nw_msg m = { .what = NW_NEWS_ERROR };
 	int err = errno;
 	nw_fail(&m.err, exit, id, "%s %s: %s", what, detail, strerror(err));
 	_exit(nwp_write_all(sock, &m, sizeof m) ? 125 : code);
-}
-
-static int close_abstract(void) {
-	struct ruleset rules = { 0, 0, LANDLOCK_SCOPE_ABSTRACT_UNIX_SOCKET };
-	int fd = (int)syscall(SYS_landlock_create_ruleset, &rules, sizeof rules, 0), bad;
-	if (fd < 0) return -1;
-	bad = (int)syscall(SYS_landlock_restrict_self, fd, 0);
-	close(fd);
-	return bad;
 }
 
 static int write_file(const struct nw_file *f) {
@@ -156,7 +139,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	change_ids(r, sock);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "no_new_privs");
-	if (r->profile.landlock_abstract && close_abstract()) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock", "abstract sockets");
+	if (nwp_landlock(r)) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock: rules of profile", r->profile.name);
 	for (int i = 0; i < r->decision.files; i++)
 		if (errno = 0, write_file(&r->decision.file[i])) give_up(sock, 125, NW_USAGE, "NW-FILE", "cannot write", r->decision.file[i].path);
 	if (enter_directory(r, in_work))

@@ -158,6 +158,7 @@ struct nw_run {
 	int std[3]; /* what the payload gets as 0-2 */
 	struct nw_err stdio; /* what of it was lost on the way */
 	bool loginuid, keyring;
+	int landlock; /* ABI of the kernel's, looked up where the profile asks for it */
 	const char *degrade[NW_DEGRADES];
 	int degrades;
 	uint64_t started_us, start_mono_ms;
@@ -252,6 +253,9 @@ struct nw_msg {
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
 char **nwp_build_env(const struct nw_run *r);
 const char *nwp_env(char *const *env, const char *name);
+
+/* landlock.c */
+int nwp_landlock(const struct nw_run *r);
 
 /* ids.c */
 int nwp_policy_file(const struct nw_run *r, const char *name, void **data, size_t *len, struct nw_err *e);

@@ -22,6 +22,8 @@ DEFAULT_DEADLINE_MS, DEFAULT_WALL_S = 10_000, 7 * 86400
 MIN_SIZE, MAX_SIZE = 4096, 1 << 50
 MODES = ("switch", "map", "log-only")
 NAMESPACES = ("pid", "ipc", "uts", "cgroup", "mount", "net")
+LANDLOCK = ("abstract", "signals", "files", "tcp")
+MAX_PORT = 65535
 
 Words = list[str]
 
@@ -101,13 +103,17 @@ class Op(NamedTuple):
 
 @dataclass
 class Profile:
-    """What C makes of one profile; seccomp, network (names of files) and hostname are "" when absent."""
+    """What C makes of one profile; seccomp, network (names of files) and hostname are "" when absent. landlock: in the order of LANDLOCK, ``?``
+    behind the optional.
+    """
 
     name: str
     namespaces: tuple[str, ...] = ()
     seccomp: str = ""
     network: str = ""
-    landlock_abstract: bool = False
+    landlock: tuple[str, ...] = ()
+    tcp_bind: tuple[int, ...] = ()
+    tcp_connect: tuple[int, ...] = ()
     degrade: bool = False
     hostname: str = ""
     ops: list[Op] = field(default_factory=list)
@@ -346,6 +352,19 @@ def _namespaces(words: Words) -> tuple[str, ...]:
     return tuple(_choice(word, NAMESPACES) for word in words)
 
 
+def _walls(words: Words) -> tuple[str, ...]:
+    kinds = [_choice(word[:-1] if word.endswith("?") else word, LANDLOCK) for word in words]
+    if not words or len(set(kinds)) != len(kinds):
+        raise ValueError("wants kinds, each once")
+    return tuple(sorted(words, key=lambda word: LANDLOCK.index(word.rstrip("?"))))
+
+
+def _ports(words: Words) -> tuple[int, ...]:
+    if not words:
+        raise ValueError("wants ports")
+    return tuple(_number(word, MAX_PORT) for word in words)
+
+
 OPS: dict[str, Callable[[Words], list[Op]]] = {
     "bind": _bind("bind"), "slave": _bind("slave"), "link": _link, "tmpfs": _tmpfs, "dev": _dev, "disk": _place("disk"),
     "proc": _alone("proc"), "mqueue": _alone("mqueue"), "home": _alone("home"), "accounts": _alone("accounts"),
@@ -356,7 +375,9 @@ SETTINGS: dict[str, tuple[str, Callable[[Words], Any]]] = {
     "seccomp": ("seccomp", lambda words: _file_name(_only(words))),
     "network": ("network", lambda words: _file_name(_only(words))),
     "hostname": ("hostname", lambda words: _file_name(_only(words))),
-    "landlock": ("landlock_abstract", lambda words: bool(_choice(_only(words), ("abstract",)))),
+    "landlock": ("landlock", _walls),
+    "tcp-bind": ("tcp_bind", _ports),
+    "tcp-connect": ("tcp_connect", _ports),
     "on-missing": ("degrade", lambda words: _choice(_only(words), ("refuse", "degrade")) == "degrade"),
 }
 

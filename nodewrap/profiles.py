@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from nodewrap import network
-from nodewrap.guard import MAX_PATH, MAX_SIZE, MAX_WORDS, MIN_SIZE, NAMESPACES, GuardError, parse_profiles
+from nodewrap.guard import LANDLOCK, MAX_PATH, MAX_PORT, MAX_SIZE, MAX_WORDS, MIN_SIZE, NAMESPACES, GuardError, parse_profiles
 
 Table = dict[str, Any]
 
@@ -96,6 +96,15 @@ def _tmpfs(value: Any) -> Iterator[str]:
             yield f"{path}: {size!r} is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"
 
 
+def _landlock(value: Any) -> Iterator[str]:
+    yield from _choice(*LANDLOCK)(value.removesuffix("?") if isinstance(value, str) else value)
+
+
+def _port(value: Any) -> Iterator[str]:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PORT:
+        yield f"{value!r} is not a port from 0 to {MAX_PORT}"
+
+
 def _disk(value: Any) -> Iterator[str]:
     yield from _path(value)
     if str(value).endswith("?"):
@@ -116,12 +125,13 @@ def _add(value: Any) -> Iterator[str]:
 _paths = _each(_path)
 KEYS: dict[str, Callable[[Any], Iterator[str]]] = {
     "description": _text, "like": _name, "add": _add,
-    "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_choice("abstract")),
+    "namespaces": _each(_choice(*NAMESPACES)), "nested_userns": _flag, "seccomp": _flag, "landlock": _each(_landlock),
+    "tcp_bind": _each(_port), "tcp_connect": _each(_port),
     "on_missing": _choice("refuse", "degrade"), "hostname": _hostname, "network": network.check,
     "system": _paths, "read_only": _paths, "writable": _paths, "follow": _paths, "follow_writable": _paths,
     "tmpfs": _tmpfs, "disk": _each(_disk), "devices": _each(_device), "proc": _flag, "mqueue": _flag, "home": _flag, "accounts": _flag,
 }
-ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "disk", "devices", "system")
+ADDABLE = ("read_only", "writable", "follow", "follow_writable", "tmpfs", "disk", "devices", "system", "tcp_bind", "tcp_connect")
 #: Keys that need a mount namespace to mean anything.
 ROOT_KEYS = ("system", "read_only", "writable", "follow", "follow_writable", "tmpfs", "disk", "devices", "proc", "mqueue", "home", "accounts")
 
@@ -153,6 +163,12 @@ def _together(name: str, table: Table) -> Iterator[str]:
     """What the keys say against each other. Only keys that are there count, so a site's partial table passes."""
     if table.get("seccomp") is False and name != "none":
         yield "seccomp: only the profile 'none' goes without the kernel-surface filter"
+    walls = [kind.rstrip("?") for kind in table.get("landlock", ())]
+    if len(set(walls)) < len(walls):
+        yield "landlock: the same kind stands there with and without '?'"
+    for key in ("tcp_bind", "tcp_connect"):
+        if len(table.get(key, ())) > MAX_WORDS - 1:
+            yield f"{key}: more than {MAX_WORDS - 1} ports"
     if "namespaces" not in table:
         return
     spaces = table["namespaces"]
@@ -168,11 +184,23 @@ def _together(name: str, table: Table) -> Iterator[str]:
         yield "mqueue: message queues belong to the ipc namespace; add 'ipc' to namespaces"
     if table.get("hostname") and "uts" not in spaces:
         yield "hostname: would rename the node; add 'uts' to namespaces"
-    if network.mode(table) == "host" and name != "none" and "abstract" not in table.get("landlock", ()):
+    if network.mode(table) == "host" and name != "none" and "abstract" not in walls:
         yield "network: abstract sockets belong to the network namespace: with the host's, add landlock = [\"abstract\"]"
     if table.get("nested_userns") is True and "mount" in spaces and not table.get("proc"):
         yield "proc: nested containers need a /proc they can mount again; set proc = true or nested_userns = false"
+    yield from _walls(table)
     yield from _twice(table)
+
+
+def _walls(table: Table) -> Iterator[str]:
+    kinds = {kind.rstrip("?") for kind in table.get("landlock", ())}
+    if "files" in kinds and "mount" not in table["namespaces"]:
+        yield "landlock: 'files' is what the built root shows; add 'mount' to namespaces or leave 'files' out"
+    if "files" in kinds and table.get("nested_userns") is not False:
+        yield "landlock: under 'files' nobody may mount (landlock(7)), which nested containers need; set nested_userns = false or leave 'files' out"
+    for key in ("tcp_bind", "tcp_connect"):
+        if table.get(key) and "tcp" not in kinds:
+            yield f"{key}: ports are open to all without 'tcp' in landlock; add it"
 
 
 def _twice(table: Table) -> Iterator[str]:
@@ -268,6 +296,7 @@ def _profile(name: str, table: Table, root: str) -> Iterator[str]:
         yield f"network {network_file(name)}"
     if table.get("landlock"):
         yield "landlock " + " ".join(table["landlock"])
+        yield from (f"{key.replace('_', '-')} {' '.join(map(str, table[key]))}" for key in ("tcp_bind", "tcp_connect") if table.get(key))
     yield f"on-missing {table.get('on_missing', 'refuse')}"
     # Parents before what lies in them: C makes everything in the order written, so a nested place is made inside the outer one.
     places = sorted(_places(name, table, root), key=lambda place: place[0].split("/"))

@@ -38,6 +38,7 @@ CLONE_NEWUSER = 0x10000000
 CLONE_NEWTIME = 0x00000080
 NAMESPACE_FLAGS = (0x00020000, 0x02000000, 0x04000000, 0x08000000, CLONE_NEWUSER, 0x20000000, 0x40000000)  # mount cgroup uts ipc user pid net
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
+MSG_FASTOPEN = 0x20000000
 NETLINK_ROUTE = 0
 O_ACCMODE, O_CREAT, O_TRUNC, O_TMPFILE_BIT = 0o3, 0o100, 0o1000, 0o20000000
 S_ISUID, S_ISGID, S_IFMT, S_IFCHR, S_IFBLK = 0o4000, 0o2000, 0o170000, 0o020000, 0o060000
@@ -87,10 +88,13 @@ def _refuse(number: int, calls: str, why: str) -> Iterator[Rule]:
 # ---- the payload ----
 
 
-def payload_rules(nested_userns: bool) -> list[Rule]:
-    """What a payload is refused, in the order of docs/isolation.md. nested_userns: the profile lets it make containers of its own."""
+def payload_rules(nested_userns: bool, tcp: bool = False) -> list[Rule]:
+    """What a payload is refused, in the order of docs/isolation.md. nested_userns: the profile lets it make containers of its own. tcp: Landlock
+    allows it some ports.
+    """
     rules = [*_surface(), *_keyrings(), *_terminals(), *_suid_bits(), *_devices(), *_personality(), *_protocols(), *_tables()]
     rules += [*_families("socket", (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK)), *_families("socketpair", (AF_UNIX,))]
+    rules += _past_landlock() if tcp else ()
     rules += _refuse(errno.ENOSYS, "clone3", "its flags lie behind a pointer where no filter can see them; libraries fall back on clone")
     return rules if nested_userns else [*rules, *_no_namespaces()]
 
@@ -166,6 +170,14 @@ def _protocols() -> Iterator[Rule]:
             yield Rule("socket", refused, (low(0, family), bits(1, 0xF, kind)), why)
         for protocol in (33, 115, 132, 136, 256):  # DCCP, L2TP, SCTP, UDP-Lite, SMC
             yield Rule("socket", refused, (low(0, family), low(2, protocol)), why)
+
+
+def _past_landlock() -> Iterator[Rule]:
+    """Two ways to TCP that Landlock does not look at: sendto(2) with MSG_FASTOPEN connects without connect(2), and sockets of MPTCP are not TCP's."""
+    for family in (AF_INET, AF_INET6):
+        yield Rule("socket", fail(errno.EPROTONOSUPPORT), (low(0, family), low(2, 262)), "MPTCP passes Landlock's rules for TCP")
+    for call, flags in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3)):
+        yield Rule(call, fail(errno.EOPNOTSUPP), (bits(flags, MSG_FASTOPEN, MSG_FASTOPEN),), "connects past Landlock's rules for TCP")
 
 
 def _tables() -> Iterator[Rule]:
@@ -315,7 +327,13 @@ def _ceiling(newest: int) -> bytes:
 
 def payload_program(table: dict[str, object]) -> bytes:
     """The filter of one merged profile with ``seccomp = true``."""
-    return program(payload_rules(bool(table["nested_userns"])), sc.ALLOW, LAST_REVIEWED)
+    return program(payload_rules(bool(table["nested_userns"]), limits_tcp(table)), sc.ALLOW, LAST_REVIEWED)
+
+
+def limits_tcp(table: dict[str, object]) -> bool:
+    """The profile has Landlock's rules for TCP ports."""
+    walls = table.get("landlock")
+    return isinstance(walls, list) and not {"tcp", "tcp?"}.isdisjoint(walls)
 
 
 def compile_all(profiles: dict[str, dict[str, object]], directory: str) -> list[str]:

@@ -38,7 +38,7 @@ def isolated(table: profiles.Table) -> bool:
 
 
 def abstract(table: profiles.Table) -> str:
-    return "own namespace" if "net" in table["namespaces"] else "closed by Landlock" if table.get("landlock") else "reachable"
+    return "own namespace" if "net" in table["namespaces"] else "closed by Landlock" if "abstract" in table.get("landlock", ()) else "reachable"
 
 
 def shown(table: profiles.Table) -> str:
@@ -55,6 +55,7 @@ FACTS = (
     ("kernel-surface filter", lambda table: "yes" if table["seccomp"] else "no"),
     ("network", lambda table: "loopback only" if "net" in table["namespaces"] else "the host's"),
     ("abstract sockets outside", abstract),
+    ("second walls (Landlock)", lambda table: joined(table["landlock"])),
     ("private, in memory", lambda table: joined(f"{path} {size}" for path, size in table["tmpfs"].items()) if isolated(table) else "–"),
     ("private, on disk", lambda table: joined(table.get("disk", ()))),
     ("read-only", shown),

@@ -12,7 +12,7 @@ import sys
 import time
 from typing import Any
 
-from nodewrap import _paths, model, network
+from nodewrap import _paths, describe, model, network
 from nodewrap.guard import Guard, GuardError, parse_guard
 from nodewrap.policy import accounts, bounds, evaluate, install, source, store
 from nodewrap.policy import compile as compiler
@@ -53,6 +53,7 @@ def _configure_explain(explain: argparse.ArgumentParser) -> None:
     explain.add_argument("--launcher", choices=("setuid", "socket", "userns"), default="", help="default: as the guard says")
     explain.add_argument("--at", default="", metavar="DATE", help="2027-01-31 or 2027-01-31T12:00 (UTC); default now")
     explain.add_argument("--internal-error", action="store_true", help="what happens when a part of nodewrap fails")
+    explain.add_argument("--surface", action="store_true", help="also what filter and Landlock close under the profile of a permit, and why")
     explain.add_argument("--json", action="store_true", help="the verdict as JSON")
 
 
@@ -205,7 +206,8 @@ def _explain(arguments: argparse.Namespace) -> int:
     else:
         told = [] if verdict.permit else [f"told to the pilot: {verdict.code}: {verdict.text}"]
         given = [network_line(policy["profiles"][verdict.profile])] if verdict.permit else []
-        print("\n".join([f"policy {policy['digest'][:16]}", *verdict.steps, *given, *told]))
+        walls = describe.walls(policy["profiles"][verdict.profile]) if arguments.surface and verdict.permit else []
+        print("\n".join([f"policy {policy['digest'][:16]}", *verdict.steps, *given, *told, *walls]))
     return 0 if verdict.permit else 1
 
 

@@ -20,8 +20,8 @@ from nodewrap.doctor import container, network, probe
 from nodewrap.doctor.node import Node, distrust
 from nodewrap.guard import NAMESPACES, Range
 
-#: Landlock's version with scopes for abstract sockets and signals (Linux 6.12).
-LANDLOCK_SCOPES = 6
+#: Landlock's versions with renaming between directories (Linux 5.19), TCP ports (6.7), scopes for abstract sockets and signals (6.12).
+LANDLOCK_FILES, LANDLOCK_TCP, LANDLOCK_SCOPES = 2, 4, 6
 STATE_SPACE, AUDIT_SPACE, TMP_SPACE = 1 << 20, 100 << 20, 1 << 30  # bytes
 FILTER_SUFFIX = ".bpf"
 
@@ -104,9 +104,12 @@ def _idmap(node: Node) -> Finding:
     return Finding(not problem, f"{node.workdir}: {problem or 'works'}")
 
 
-def _landlock(node: Node) -> Finding:
-    abi = probe.landlock_abi()
-    return Finding(abi >= LANDLOCK_SCOPES, f"ABI {abi}, abstract sockets need {LANDLOCK_SCOPES}" if abi else "this kernel has none")
+def _landlock(what: str, needed: int) -> Callable[[Node], Finding]:
+    def look(_: Node) -> Finding:
+        abi = probe.landlock_abi()
+        return Finding(abi >= needed, f"ABI {abi}, {what} needs {needed}" if abi else "this kernel has none")
+
+    return look
 
 
 def _seccomp(node: Node) -> Finding:
@@ -401,6 +404,8 @@ def _audit_directory(node: Node) -> str:
 
 _ROOT_NEXT = "a container without CAP_SYS_ADMIN cannot: run on the node itself"
 _PROC_NEXT = "run the pilot's container with an unmasked /proc (systempaths=unconfined), or unmount what lies over /proc"
+_FILES_NEXT = "Linux 5.19 with landlock among the LSMs (lsm=landlock,…), or 'files?' in the profile, which goes on without"
+_TCP_NEXT = "Linux 6.7 with landlock among the LSMs (lsm=landlock,…), or a network namespace (strict)"
 _LANDLOCK_NEXT = "Linux 6.12 with landlock among the LSMs (lsm=landlock,…), or the strict profile"
 _LIMITS_NEXT = "a pilot in a group of its own below one that is its account's (systemd: Delegate=yes, DelegateSubgroup=pilot; docs/limits.md)"
 CHECKS = (
@@ -425,7 +430,9 @@ CHECKS = (
     Check("caller.proc", "a fresh /proc for the userns launcher and for containers inside payloads", _caller_proc, _PROC_NEXT),
     Check("newuidmap", "map with ids of its own for the userns launcher", _newuidmap, "newuidmap and newgidmap must be setuid root; see subuid(5)"),
     Check("seccomp", "the kernel-surface filters", _seccomp, "run nodewrap policy apply; the kernel needs CONFIG_SECCOMP_FILTER"),
-    Check("landlock", "abstract sockets of the pilot out of reach", _landlock, _LANDLOCK_NEXT),
+    Check("landlock", "abstract sockets of the pilot out of reach", _landlock("scopes for sockets and signals", LANDLOCK_SCOPES), _LANDLOCK_NEXT),
+    Check("landlock.files", "a second wall around files", _landlock("files", LANDLOCK_FILES), _FILES_NEXT),
+    Check("landlock.tcp", "TCP ports by list", _landlock("TCP ports", LANDLOCK_TCP), _TCP_NEXT),
     Check("keyring", "a session keyring that is not the pilot's", _keyring, "CONFIG_KEYS, and no container's filter that forbids keyctl"),
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
     Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),

@@ -48,7 +48,7 @@ RECORDED = ("root.idmap", "newuidmap")
 
 def _cell(node: Node, findings: Findings, launcher: str, mode: str, profile: Profile) -> Cell:
     reasons = tuple(_reasons(node, findings, launcher, mode, profile))
-    refused = [reason for reason in reasons if reason.check not in RECORDED]
+    refused = [reason for reason in reasons if reason.check not in RECORDED and not reason.check.endswith("?")]
     fatal = any(reason.fatal for reason in reasons) or (refused and not profile.degrade)
     return Cell(launcher, mode, profile.name, "no" if fatal else "degraded" if reasons else "yes", reasons)
 
@@ -65,6 +65,7 @@ def _reasons(node: Node, findings: Findings, launcher: str, mode: str, profile: 
         yield Reason(False, "netd", "a private network takes a privileged launcher", "use the setuid launcher, or another network in the profile")
     elif profile.network:
         yield from _missing(findings, "netd", fatal=False)
+    yield from _walls(findings, profile)
     if any(op.kind == "disk" for op in profile.ops):
         yield from _missing(findings, "tmp-dir", fatal=True)
     if node.guard and node.guard.cgroup:
@@ -94,8 +95,18 @@ def _wanted(profile: Profile, side: str) -> Iterator[str]:
         yield f"{side}.proc"
     if profile.seccomp:
         yield from ("seccomp", "keyring")
-    if profile.landlock_abstract:
-        yield "landlock"
+
+
+#: What Landlock closes, and the check that it rests on.
+WALLS = {"abstract": "landlock", "signals": "landlock", "files": "landlock.files", "tcp": "landlock.tcp"}
+
+
+def _walls(findings: Findings, profile: Profile) -> Iterator[Reason]:
+    """One reason for each check; a "?" behind it: the profile goes on without, and says so in the record."""
+    wanted = {name: {wall for wall in profile.landlock if WALLS[wall.rstrip("?")] == name} for name in WALLS.values()}
+    for name, walls in wanted.items():
+        optional = all(wall.endswith("?") for wall in walls)
+        yield from (reason._replace(check=name + "?" * optional) for reason in (_missing(findings, name, fatal=False) if walls else ()))
 
 
 def _missing(findings: Findings, name: str, fatal: bool) -> Iterator[Reason]:

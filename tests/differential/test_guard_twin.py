@@ -89,7 +89,10 @@ def c_profile(data, name):
            for op in profile.op[0:profile.n]]
     return twin.Profile(
         text(profile.name), tuple(kind for bit, kind in enumerate(twin.NAMESPACES) if profile.namespaces >> bit & 1), text(profile.seccomp),
-        text(profile.network), bool(profile.landlock_abstract), bool(profile.degrade), text(profile.hostname), ops,
+        text(profile.network),
+        tuple(kind + "?" * (profile.landlock_optional >> bit & 1) for bit, kind in enumerate(twin.LANDLOCK) if profile.landlock >> bit & 1),
+        tuple(profile.tcp_bind.port[0:profile.tcp_bind.n]), tuple(profile.tcp_connect.port[0:profile.tcp_connect.n]),
+        bool(profile.degrade), text(profile.hostname), ops,
     )
 
 

@@ -17,6 +17,8 @@ COUNTS = st.sampled_from(["0", "1", "4095", "4096", "1125899906842624", "1125899
                           "18446744073709551615", "-1", "+1", "04096", "", "4k", "99999999999999999999999"])
 MODES = st.sampled_from(["0", "7", "777", "1777", "1778", "2000", "01777", "07777", "", "8", "-1", "00000"])
 WAYS = st.sampled_from(["ro", "rw", "ro?", "rw?", "", "r", "ro??", "RO"])
+WALLS = st.lists(st.sampled_from(["abstract", "signals", "files", "tcp", "abstract?", "signals?", "files?", "tcp?", "?", "tcp??", "x"]), max_size=5)
+PORTS = st.sampled_from(["0", "1", "65535", "65536", "-1", "00", "", "443", "x"])
 KINDS = st.lists(st.sampled_from(["pid", "ipc", "uts", "cgroup", "mount", "net", "user"]), max_size=7)
 
 
@@ -29,7 +31,8 @@ LINES = st.one_of(
     st.sampled_from(["accounts", "accounts x", "disk /a b"]), line("disk", PATHS),
     st.sampled_from(["proc", "mqueue", "home", "proc x", "# comment", "", " \t", "profile", "unknown x", "landlock abstract", "landlock x", "dev"]),
     st.sampled_from(["on-missing refuse", "on-missing degrade", "on-missing x", "landlock", "hostname"]), line("seccomp", NAMES),
-    line("hostname", NAMES),
+    line("hostname", NAMES), WALLS.map(lambda kinds: " ".join(["landlock", *kinds])), line(st.sampled_from(["tcp-bind", "tcp-connect"]), PORTS),
+    line("tcp-bind", PORTS, PORTS),
     KINDS.map(lambda kinds: " ".join(["namespace", *kinds])), line("profile", NAMES), st.sampled_from(["profile a", "profile b", "profile strict"]),
 )
 
@@ -53,8 +56,8 @@ def test_profiles_made_line_by_line_are_read_alike():
     assert all(seen[outcome] > 50 for outcome in ("refused", "ops", "plain")), seen
 
 
-ONCE = ["proc", "mqueue", "home", "accounts", "landlock abstract", "on-missing degrade", "on-missing refuse", "seccomp x", "hostname h",
-        "namespace pid"]
+ONCE = ["proc", "mqueue", "home", "accounts", "landlock abstract", "tcp-bind 1", "tcp-connect 1",
+        "on-missing degrade", "on-missing refuse", "seccomp x", "hostname h", "namespace pid"]
 
 
 @pytest.mark.parametrize("once", ONCE)
@@ -75,6 +78,8 @@ PROFILE_BOUNDS = {
     "words": (32, lambda n: whole(["dev" + " a" * (n - 1)])),
     "name": (31, lambda n: whole(["dev " + "a" * n])),
     "file name": (63, lambda n: whole(["seccomp " + "a" * n])),
+    "port": (65535, lambda n: whole([f"tcp-bind {n}"])),
+    "ports": (31, lambda n: whole(["tcp-connect" + " 443" * n])),
     "path": (255, lambda n: whole(["bind ro /" + "a" * (n - 1)])),
     "target": (255, lambda n: whole(["link /a " + "a" * n])),
     "size": (1 << 50, lambda n: whole([f"tmpfs /a 0 {n}"])),

@@ -17,7 +17,9 @@ SIZES = st.tuples(st.integers(0, 10**13), st.sampled_from(["", "KiB", "MiB", "Gi
 TABLES = st.fixed_dictionaries(
     {"system": st.just(["/usr"]), "devices": st.just(["null"]), "seccomp": st.just(True), "nested_userns": st.just(False)},
     optional={
-        "namespaces": st.lists(st.sampled_from(profiles.NAMESPACES), max_size=7), "landlock": st.lists(st.just("abstract"), max_size=2),
+        "namespaces": st.lists(st.sampled_from(profiles.NAMESPACES), max_size=7),
+        "landlock": st.lists(st.sampled_from(["abstract", "signals?", "files", "tcp", "tcp?"]), max_size=3),
+        "tcp_bind": st.lists(st.integers(-1, 65536), max_size=33), "tcp_connect": st.lists(st.integers(0, 65535), max_size=3, unique=True),
         "on_missing": st.sampled_from(["refuse", "degrade", ""]), "hostname": st.text(string.printable, max_size=70),
         "read_only": st.lists(PATHS, max_size=5), "writable": st.lists(PATHS, max_size=5), "follow": st.lists(PATHS, max_size=5),
         "tmpfs": st.dictionaries(PATHS, SIZES, max_size=3), "proc": st.booleans(), "mqueue": st.booleans(), "home": st.booleans(),

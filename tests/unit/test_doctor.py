@@ -23,7 +23,7 @@ YES = Finding(True, "works")
 GOOD = {check.name: YES for check in checks.CHECKS}
 PROFILES = {
     "strict": Profile("strict", ("pid", "mount", "net"), "seccomp.strict.bpf", ops=[Op("proc")]),
-    "batch": Profile("batch", ("pid", "mount"), "seccomp.batch.bpf", landlock_abstract=True, degrade=True, ops=[Op("proc"), Op("dev", "fuse")]),
+    "batch": Profile("batch", ("pid", "mount"), "seccomp.batch.bpf", landlock=("abstract",), degrade=True, ops=[Op("proc"), Op("dev", "fuse")]),
     "none": Profile("none"),
 }
 

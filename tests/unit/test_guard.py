@@ -169,12 +169,12 @@ def test_every_line_of_a_profile_is_read_in_its_order():
     both = parse_profiles(PROFILES.encode())
     strict, none = both["strict"], both["none"]
     assert (strict.namespaces, strict.seccomp, strict.hostname) == (("pid", "mount", "net"), "seccomp.strict.bpf", "node")
-    assert (strict.landlock_abstract, strict.degrade) == (True, True)
+    assert (strict.landlock, strict.degrade) == (("abstract",), True)
     assert strict.ops == [
         Op("bind", "/usr"), Op("bind", "/data", writable=True, optional=True), Op("slave", "/cvmfs", optional=True), Op("link", "/bin", "usr/bin"),
         Op("tmpfs", "/tmp", mode=0o1777, size=4096), Op("dev", "null"), Op("dev", "tty"), Op("proc"), Op("mqueue"), Op("home"),
     ]
-    assert (none.namespaces, none.seccomp, none.landlock_abstract, none.degrade, none.ops) == ((), "", False, False, [])
+    assert (none.namespaces, none.seccomp, none.landlock, none.degrade, none.ops) == ((), "", (), False, [])
 
 
 @pytest.mark.parametrize("line", [*PROFILES.splitlines()[2:7], "proc", "mqueue", "home"])
@@ -187,7 +187,9 @@ def test_a_setting_stands_once_in_a_profile_and_again_in_the_next(line):
 @pytest.mark.parametrize(("line", "why"), [
     ("profile strict", "stands twice"), ("profile", "one word"), ("profile .x", "not a name"), ("profile a b", "one word"),
     ("mount /x", "unknown word"), ("namespace pid pid", "each once"), ("namespace user", "not one of"), ("namespace", "wants kinds"),
-    ("seccomp a/b", "not a name"), ("seccomp " + "x" * 64, "at most 63"), ("landlock files", "not one of"), ("on-missing shrug", "not one of"),
+    ("seccomp a/b", "not a name"), ("seccomp " + "x" * 64, "at most 63"),
+    ("landlock udp", "not one of"), ("landlock tcp tcp?", "each once"), ("landlock tcp??", "not one of"),
+    ("tcp-bind 65536", "not a number"), ("tcp-connect", "wants ports"), ("landlock", "wants kinds"), ("on-missing shrug", "not one of"),
     ("bind ro", "wants a mode and a path"), ("bind rx /x", "not one of"), ("bind ro x", "absolute path"), ("bind ro /", "itself"),
     ("bind ro? /x/../y", "absolute path"), ("tmpfs /t 1777", "octal"), ("tmpfs /t 2777 4096", "octal mode up to 1777"),
     ("tmpfs /t 8 4096", "octal"), ("tmpfs /t 1777 4095", "below 4096"), ("tmpfs /t 1777 1125899906842625", "not a number"),

@@ -219,6 +219,19 @@ def test_explain_prints_every_step(run):
     assert "NW-BYPASS" in run("explain", *asked, "--dn", "/CN=Ann", "--internal-error")[1]
 
 
+def test_explain_says_what_the_profile_of_a_permit_closes_and_why(run):
+    asked = ["explain", "--sources", "--caller", "plt01", "--vo", "atlas", "--assurance", "credential", "--surface"]
+    own = '[profile.strict]\nlandlock = ["files?", "tcp"]\ntcp_connect = [443, 1094]\n'
+    status, out, _ = run(*asked, text=SITE + CALLER + RULE + own)
+    assert status == 0
+    assert "landlock files: files are read and run where the profile shows them" in out
+    assert "a kernel without it: recorded" in out
+    assert "landlock tcp: TCP by list (Linux 6.7); bind none; connect 443 1094; a kernel without it: refused" in out
+    assert "seccomp EPERM: ioctl*: types into the caller's terminal" in out
+    assert "seccomp ENOTSUP: sendto* sendmsg* sendmmsg*: connects past Landlock's rules for TCP" in out
+    assert "seccomp" not in run(*asked, "--at", "2000-01-01", "--mode", "log-only", text=SITE + CALLER + RULE)[1]
+
+
 def test_explain_can_use_sources_that_are_not_applied(run):
     status, out, _ = run("explain", "--sources", "--caller", "plt01", "--vo", "atlas", "--assurance", "credential", text=SITE + CALLER + RULE)
     assert (status, out.splitlines()[-1]) == (0, "permit: mode map, profile strict")

@@ -74,7 +74,7 @@ def test_rendering_is_what_the_launcher_reads_and_keeps_every_setting(merged, no
     for name, table in merged.items():
         assert (read[name].namespaces, read[name].degrade) == (tuple(table["namespaces"]), table["on_missing"] == "degrade")
         assert read[name].seccomp == (f"seccomp.{name}.bpf" if table["seccomp"] else "")
-        assert read[name].landlock_abstract == bool(table["landlock"])
+        assert sorted(read[name].landlock) == sorted(table["landlock"])
         assert [op.path for op in read[name].ops if op.kind == "tmpfs"] == sorted(table.get("tmpfs", {}))
 
 
@@ -123,12 +123,15 @@ def test_devices_are_given_when_the_node_has_them(node, tmp_path):
     ({"on_missing": "warn"}, "profile.x.on_missing: 'warn' is not one of refuse, degrade"),
     ({"seccomp": False}, "profile.x.seccomp: only the profile 'none' goes without the kernel-surface filter"),
     ({"seccomp": "yes"}, "profile.x.seccomp: 'yes' is not true or false"),
-    ({"landlock": ["tcp"]}, "profile.x.landlock: 'tcp' is not one of abstract"),
+    ({"landlock": ["udp"]}, "profile.x.landlock: 'udp' is not one of abstract, signals, files, tcp"),
+    ({"tcp_bind": [70000]}, "profile.x.tcp_bind: 70000 is not a port from 0 to 65535"),
+    ({"tcp_connect": ["443"]}, "profile.x.tcp_connect: '443' is not a port from 0 to 65535"),
     ({"tmpfs": {"/tmp": "huge"}}, "profile.x.tmpfs: /tmp: 'huge' is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"),
     ({"tmpfs": {"/tmp": "1"}}, "profile.x.tmpfs: /tmp: '1' is not a size such as '512MiB' or '4GiB', from 4KiB to 1024TiB"),
     ({"tmpfs": {"/tmp?": "4KiB"}}, "profile.x.tmpfs: '/tmp?': a tmpfs is always there, leave the '?' out"),
     ({"add": {"seccomp": True}},
-     "profile.x.add: 'seccomp' cannot be added to; lists and tables can: read_only, writable, follow, follow_writable, tmpfs, disk, devices, system"),
+     "profile.x.add: 'seccomp' cannot be added to; lists and tables can: read_only, writable, follow, follow_writable, tmpfs, disk, devices, system, "
+     "tcp_bind, tcp_connect"),
     ({"like": "Batch"}, "profile.x.like: 'Batch' is not a profile name (lower-case letters, digits, hyphen, at most 31)"),
     ({"devices": ["mapper/x"]}, "profile.x.devices: 'mapper/x' is not the name of a node directly in /dev"),
 ])
