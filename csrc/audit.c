@@ -79,6 +79,7 @@ static void put_isolation(struct nw_json *j, struct nw_run *r) {
 	nw_json_string(j, "nodewrap.isolation.network", r->address ? "private" : r->profile.namespaces & NW_NS_NET ? "none" : "host");
 	nw_json_bool(j, "nodewrap.isolation.seccomp", r->profile.seccomp[0]);
 	nw_json_bool(j, "nodewrap.isolation.own_cgroup", r->cgroup[0]);
+	if (r->terminal) nw_json_bool(j, "nodewrap.isolation.own_terminal", true);
 	if (r->decision.workdir) nw_json_string(j, "nodewrap.isolation.workdir", how[r->how]);
 	if (!(r->profile.namespaces & NW_NS_MOUNT) && r->decision.mode == NW_LOG_ONLY)
 		nw_json_bool(j, "nodewrap.isolation.pilot_secrets_exposed", true);
@@ -439,6 +440,7 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	if (r->decision.verdict == NW_PERMIT && r->decision.mode >= 0) {
 		nw_json_string(&j, "mode", nw_mode_name[r->decision.mode]);
 		nw_json_string(&j, "profile", r->decision.profile);
+		if (r->terminal) nw_json_bool(&j, "terminal", true);
 		if (r->degrades) nw_json_strings(&j, "degrade", r->degrade, r->degrades);
 	}
 	if (r->payload) nw_json_int(&j, "pid", r->payload);

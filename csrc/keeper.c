@@ -13,6 +13,7 @@ static int become_keeper(struct nw_run *r, int sock, struct nw_err *e) {
 	r->role = NW_KEEPER;
 	r->front = sock;
 	nwp_relay_leave(r);
+	nwp_terminal_end();
 	if (setsid() < 0 || setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_NAME, "nodewrap-keeper") || prctl(PR_SET_DUMPABLE, 0))
 		return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "the keeper cannot become root: %s", strerror(errno));
 	return 0;

@@ -126,6 +126,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	sigset_t none;
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
 	if (setsid() < 0 || !argv || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
+	if (r->tty >= 0 && ioctl(r->tty, TIOCSCTTY, 0)) give_up(sock, 125, NW_INTERNAL, "NW-STDIO", "no controlling terminal for", "the payload");
 	await_maps(r, sock);
 	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
 	if (!r->launcher->privileged) prctl(PR_SET_DUMPABLE, 1);

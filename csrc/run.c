@@ -83,7 +83,8 @@ static int answer(struct nw_run *r, struct nw_err *e) {
 /* What the pilot's own process must do: its directories, its stdio. Nothing here would be to undo. */
 static int prepare(struct nw_run *r, struct nw_err *e) {
 	if (check(r, e) || read_profile(r, e) || nwp_open_dirs(r, e)) return -1;
-	if (nwp_relay_open(r)) return nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
+	if (nwp_relay_open(r, e))
+		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	return nwp_split(r, e);
 }
 
@@ -93,8 +94,14 @@ static int lease(struct nw_run *r, struct nw_err *e) {
 	       nwp_prepare_dirs(r, e) || nwp_lease_write(r, e) || nwp_disk_make(r, e);
 }
 
+/* Its owner, so that it may open /dev/stdout again. Without root the id is the pilot's, whose the terminal is. */
+static int give_terminal(struct nw_run *r, struct nw_err *e) {
+	if (r->tty < 0 || !r->launcher->privileged || fchown(r->tty, r->id.uid, (gid_t)-1) == 0) return 0;
+	return nw_fail(e, NW_INTERNAL, "NW-STDIO", "the payload's terminal cannot be given to it: %s", strerror(errno));
+}
+
 static int start(struct nw_run *r, struct nw_err *e) {
-	if (lease(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
+	if (lease(r, e) || give_terminal(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
 	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
 	nwp_close_payload_ends(r);
 	if (nwp_lease_starting(r, e)) return -1;
@@ -158,7 +165,7 @@ void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
 	r->launcher = l;
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->image.fd = r->image.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
 		-1;
-	r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->netd = r->netns = r->id.lock = -1;
+	r->tty = r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->netd = r->netns = r->id.lock = -1;
 	r->id.uid = (uid_t)-1;
 	r->session = AUDIT_SID_UNSET;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;

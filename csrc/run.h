@@ -157,6 +157,8 @@ struct nw_run {
 	uint32_t session;        /* the kernel's audit session of the payload, AUDIT_SID_UNSET when it has none */
 	int std[3]; /* what the payload gets as 0-2 */
 	struct nw_err stdio; /* what of it was lost on the way */
+	int tty;             /* the payload's own terminal, or -1 */
+	bool terminal;       /* it has one */
 	bool loginuid, keyring;
 	int landlock; /* ABI of the kernel's, looked up where the profile asks for it */
 	const char *degrade[NW_DEGRADES];
@@ -276,7 +278,7 @@ void nwp_relay_leave(struct nw_run *r);
 void nwp_close_payload_ends(struct nw_run *r);
 
 /* supervise.c */
-int nwp_relay_open(struct nw_run *r);
+int nwp_relay_open(struct nw_run *r, struct nw_err *e);
 void nwp_supervise(struct nw_run *r);
 int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
 
@@ -286,6 +288,19 @@ int nwp_hold_limits(struct nw_run *r, struct nw_err *e);
 void nwp_put_limits(struct nw_json *j, const struct nw_run *r);
 uint64_t nwp_scratch(const struct nw_run *r, uint64_t size);
 void nwp_count(struct nw_run *r);
+
+/* terminal.c */
+bool nwp_is_terminal(int fd);
+int nwp_reopen(const struct nw_run *r, int fd, int flags);
+int nwp_terminal_open(struct nw_run *r, const bool *is, int *in, int *out);
+void nwp_terminal_size(int from, int to);
+bool nwp_terminal_take(int master);
+bool nwp_terminal_wanted(void);
+void nwp_terminal_rest(void);
+void nwp_terminal_again(void);
+void nwp_terminal_unguard(void);
+void nwp_terminal_end(void);
+bool nwp_terminal_stop_key(int tty, int master, char *bytes, size_t *n);
 
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);

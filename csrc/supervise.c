@@ -2,9 +2,13 @@
 #include "run.h"
 
 #define LOOK_MS 200
+#define FOREGROUND_MS 1000 /* how often a background pilot's terminal is asked whether it is ours by now: nobody tells */
 
-#define PIPE (64 << 10)       /* of a pipe as it is made (pipe(7)) */
-#define WIDE_PIPE (256 << 10) /* of one that was seen full; the kernel counts the sizes of all pipes of the pilot's id */
+#define RELAYS 4
+#define SCREEN 3                /* from the payload's terminal to the pilot's */
+#define SCREEN_REST (128 << 10) /* more than a pty holds (drivers/tty/tty_buffer.c) */
+#define PIPE (64 << 10)         /* of a pipe as it is made (pipe(7)) */
+#define WIDE_PIPE (256 << 10)   /* of one that was seen full; the kernel counts the sizes of all pipes of the pilot's id */
 
 /* Bytes go from -> mid -> to by splice(2), without a copy of ours. Not from -> to: that would hold the lock of the payload's pipe as long as the
  * file system takes, and who waits for that lock cannot be killed (fs/pipe.c, mutex_lock). Where splice(2) is refused (O_APPEND, some devices), and
@@ -14,13 +18,15 @@ struct relay {
 	int mid[2];
 	size_t in_mid, at, n; /* bytes on their way: in mid; in bytes, from at on */
 	size_t size, due;     /* at once; at all */
+	size_t piece;         /* of a terminal: to be written at once; else 0 */
 	bool plain;
 	char bytes[PIPE];
 };
 
-static struct relay relays[3];
+static struct relay relays[RELAYS];
 static bool suspended; /* the payload, with the front */
 static bool ended;     /* the payload: what there is to relay is no longer its */
+static bool impatient; /* somebody wants us to end: a reader who does not read must not keep us */
 
 /* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
  * typed into). Pipes and sockets cannot give more; /dev/null has nothing to give. */
@@ -42,23 +48,56 @@ static int relay(struct nw_run *r, int fd) {
 	return fcntl(p[mine], F_SETFL, O_NONBLOCK);
 }
 
-int nwp_relay_open(struct nw_run *r) {
+/* A pipe for what is written to the pilot's terminal alone: it must not keep us waiting either. */
+static void own_terminal(const struct nw_run *r, int fd) {
+	int own = fd ? nwp_reopen(r, fd, O_WRONLY) : -1;
+	if (own >= 0) relays[fd].to = own;
+}
+
+/* Keys and screen of the payload's own terminal. Where the pilot's could not be opened anew, for writing only as much as surely does not wait. */
+static int relay_terminal(struct nw_run *r, const bool *is) {
+	struct relay *keys = &relays[0], *screen = &relays[SCREEN];
+	int in, out, master = nwp_terminal_open(r, is, &in, &out), again = master < 0 ? -1 : fcntl(master, F_DUPFD_CLOEXEC, 3);
+	if (again < 0) return -1;
+	screen->from = master;
+	screen->to = out >= 0 ? out : is[1];
+	screen->piece = out >= 0 ? sizeof screen->bytes : 1;
+	if (!is[0]) close(again);
+	if (is[0]) keys->from = in >= 0 ? in : 0, keys->to = again, keys->piece = sizeof keys->bytes;
+	keys->plain = screen->plain = true;
+	keys->size = screen->size = sizeof keys->bytes;
+	keys->due = screen->due = SIZE_MAX;
+	r->terminal = true;
+	return 0;
+}
+
+int nwp_relay_open(struct nw_run *r, struct nw_err *e) {
 	struct stat st, out;
+	bool is[3], plain[3];
+	for (int i = 0; i < RELAYS; i++) relays[i].from = relays[i].to = relays[i].mid[0] = relays[i].mid[1] = -1;
 	for (int fd = 0; fd < 3; fd++) {
-		relays[fd].from = relays[fd].to = relays[fd].mid[0] = relays[fd].mid[1] = -1;
 		r->std[fd] = fd;
-		if (harmless(fd, &st) || !(r->profile.namespaces & NW_NS_MOUNT)) continue;
+		plain[fd] = harmless(fd, &st);
+		is[fd] = !plain[fd] && S_ISCHR(st.st_mode) && nwp_is_terminal(fd);
+	}
+	if ((is[0] || is[1]) && relay_terminal(r, is) && nwp_degrade(r, "terminal", e)) return -1;
+	for (int fd = 0; fd < 3; fd++) {
+		if (is[fd] && r->terminal) r->std[fd] = r->tty;
+		else if (plain[fd] || !(is[fd] || r->profile.namespaces & NW_NS_MOUNT)) continue;
 		/* stdout and stderr on one file: one pipe, so that the order of lines stays */
-		if (fd == 2 && r->std[1] != 1 && fstat(1, &out) == 0 && out.st_dev == st.st_dev && out.st_ino == st.st_ino) r->std[2] = r->std[1];
+		else if (fd == 2 && r->std[1] != 1 && fstat(1, &out) == 0 && fstat(2, &st) == 0 && out.st_dev == st.st_dev && out.st_ino == st.st_ino)
+			r->std[2] = r->std[1];
 		else if (relay(r, fd)) return -1;
+		else if (is[fd]) own_terminal(r, fd);
 	}
 	return 0;
 }
 
-/* The payload's end of its stdin stays with us, to see what it leaves in there. */
+/* The payload's end of its stdin stays with us, to see what it leaves in there; and its terminal, which so never ends by itself. */
 void nwp_close_payload_ends(struct nw_run *r) {
 	for (int fd = r->role == NW_KEEPER ? 0 : 1; fd < 3; fd++)
-		if (r->std[fd] > 2 && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
+		if (r->std[fd] > 2 && r->std[fd] != r->tty && !(fd == 2 && r->std[2] == r->std[1])) close(r->std[fd]);
+	if (r->role == NW_KEEPER) nwp_close(&r->tty);
 }
 
 static size_t held(const struct relay *x) {
@@ -115,7 +154,7 @@ static ssize_t give(struct relay *x) {
 		x->at = 0;
 		x->n = (size_t)n;
 	}
-	n = write(x->to, x->bytes + x->at, x->n);
+	n = write(x->to, x->bytes + x->at, x->piece && x->n > x->piece ? x->piece : x->n);
 	if (n > 0) x->at += (size_t)n, x->n -= (size_t)n;
 	return n;
 }
@@ -123,7 +162,7 @@ static ssize_t give(struct relay *x) {
 /* What the payload could not be told, since it had not the file itself, its pilot is told. */
 static void fault(struct nw_run *r, const struct relay *x) {
 	static const char *const name[] = { "stdin could not be read", "stdout could not be written", "stderr could not be written" };
-	if (errno == EPIPE || errno == EISDIR || (x == relays && errno == EBADF)) return;
+	if (x->piece || errno == EPIPE || errno == EISDIR || (x == relays && errno == EBADF)) return; /* a terminal that has gone is no fault */
 	nw_fail(&r->stdio, NW_INTERNAL, "NW-STDIO", "the payload's %s to its end: %s", name[x - relays], strerror(errno));
 }
 
@@ -131,10 +170,13 @@ static void fault(struct nw_run *r, const struct relay *x) {
  * SIGPIPE, as it would have. */
 static void carry(struct nw_run *r, struct relay *x) {
 	ssize_t n = held(x) ? 1 : take(x);
-	if (n > 0 && held(x) >= PIPE) widen(x);
-	if (n > 0) n = give(x);
+	if (n > 0 && !x->piece && held(x) >= PIPE) widen(x);
+	if (n > 0 && x == relays && x->piece && nwp_terminal_stop_key(r->tty, x->to, x->bytes + x->at, &x->n))
+		kill(0, SIGTSTP); /* the job, as a terminal does */
+	if (n > 0 && held(x)) n = give(x);
 	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) return;
 	if (n < 0) fault(r, x);
+	if (x->piece) stop_relay(&relays[x == relays ? SCREEN : 0]); /* the pilot's terminal has gone: with the last master the payload's hangs up */
 	stop_relay(x);
 }
 
@@ -192,11 +234,7 @@ static void obey(struct nw_run *r) {
 
 void nwp_relay_leave(struct nw_run *r) {
 	(void)r;
-	for (int i = 0; i < 3; i++) stop_relay(&relays[i]);
-}
-
-static void abandon(void) {
-	for (int i = 0; i < 3; i++) stop_relay(&relays[i]);
+	for (int i = 0; i < RELAYS; i++) stop_relay(&relays[i]);
 }
 
 /* What the pilot sends us is meant for the payload. Job control stops both. */
@@ -210,15 +248,23 @@ static void forward(struct nw_run *r, int fd) {
 	case SIGTTIN:
 	case SIGTTOU: return;
 	case SIGTSTP:
+		nwp_terminal_rest();
 		if (r->role == NW_ALONE) hold(r, SIGSTOP); /* else the keeper sees us stopped */
 		raise(SIGSTOP);
 		if (r->role == NW_ALONE) hold(r, SIGCONT);
 		return;
-	case SIGCONT:
 	case SIGWINCH:
+		if (!r->terminal) break;
+		nwp_terminal_size(relays[SCREEN].to, relays[SCREEN].from);
+		return;
+	case SIGCONT: nwp_terminal_again(); break;
 	case SIGURG: break;
-	default:
-		if (ended) abandon(); /* a reader who does not read must not keep us from ending */
+	case SIGINT:
+	case SIGQUIT: /* typed, where the keyboard is not ours: for those that a terminal means */
+		if (s.ssi_code == SI_KERNEL && r->terminal && ioctl(relays[SCREEN].from, TIOCSIG, (int)s.ssi_signo) == 0) return;
+		impatient = true;
+		break;
+	default: impatient = true;
 	}
 	order(r, (unsigned char)s.ssi_signo);
 }
@@ -241,7 +287,7 @@ static int open_signals(void) {
 
 static int timeout(uint64_t wall, uint64_t kill, uint64_t most) {
 	uint64_t now = nwp_now_ms(), next = wall < kill ? wall : kill;
-	return next == UINT64_MAX ? -1 : next <= now ? 0 : next - now > most ? (int)most : (int)(next - now);
+	return next <= now ? 0 : next - now > most ? (int)most : (int)(next - now);
 }
 
 /* Nobody is told of another one's SIGSTOP, and nobody can catch one, but that is how batch systems suspend a job: the keeper looks at
@@ -279,11 +325,13 @@ struct watch {
 };
 
 static bool relaying(void) {
-	return relays[1].from >= 0 || relays[2].from >= 0;
+	return relays[1].from >= 0 || relays[2].from >= 0 || relays[SCREEN].from >= 0;
 }
 
 static void poll_relay(const struct relay *x, struct pollfd *p) {
 	bool on = held(x) > 0;
+	p[0] = p[1] = (struct pollfd){ -1, 0, 0 };
+	if (x == relays && nwp_terminal_wanted() && !nwp_terminal_take(x->to)) return; /* who reads it in the background gets EIO for it */
 	p[0] = (struct pollfd){ on ? x->to : x->from, on ? POLLOUT : POLLIN, 0 };
 	p[1] = (struct pollfd){ on ? -1 : x->to, 0, 0 }; /* its reader has gone: no more is taken from the pilot for it */
 }
@@ -302,23 +350,26 @@ static void see_end(const struct nw_run *r) {
 	if (r->role != NW_KEEPER) give_back(r);
 	stop_relay(&relays[0]);
 	for (int i = 1, more; i < 3; i++) relays[i].due = relays[i].from >= 0 && ioctl(relays[i].from, FIONREAD, &more) == 0 ? (size_t)more : 0;
+	relays[SCREEN].due = SCREEN_REST; /* poll(2) sees to it that what is on its way has come (n_tty.c, tty_buffer_flush_work) */
 }
 
 static void turn(struct nw_run *r, struct watch *w) {
-	struct pollfd p[10] = { { w->signals, POLLIN, 0 }, { *w->control, POLLIN, 0 }, { w->pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
-	for (size_t i = 0; i < 3; i++) poll_relay(&relays[i], p + 4 + 2 * i);
-	int orphaned = r->caller.parent >= 0 && w->pilot < 0;
-	int ms = ended ? (orphaned ? 1000 : -1) : timeout(w->wall, w->kill, r->role == NW_KEEPER ? LOOK_MS : 3600000);
-	int n = poll(p, 10, ms);
+	struct pollfd p[4 + 2 * RELAYS] = { { w->signals, POLLIN, 0 }, { *w->control, POLLIN, 0 }, { w->pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
+	for (size_t i = 0; i < RELAYS; i++) poll_relay(&relays[i], p + 4 + 2 * i);
+	bool holding = held(&relays[1]) + held(&relays[2]) + held(&relays[SCREEN]) > 0;
+	uint64_t most = r->role == NW_KEEPER ? LOOK_MS : nwp_terminal_wanted() ? FOREGROUND_MS : 3600000;
+	int ms = ended ? (!holding ? 0 : impatient ? 1000 : -1) : timeout(w->wall, w->kill, most);
+	int n = poll(p, 4 + 2 * RELAYS, ms);
 	bool broken = n < 0 && errno != EINTR;
 	if (broken) order(r, NW_PILOT_DIED);
 	if (p[0].revents) forward(r, w->signals);
-	for (size_t i = 0; i < 3; i++) move(r, &relays[i], p + 4 + 2 * i);
+	for (size_t i = 0; i < RELAYS; i++) move(r, &relays[i], p + 4 + 2 * i);
 	if (p[2].revents) {
 		order(r, NW_PILOT_DIED);
 		w->pilot = -1;
+		impatient = true;
 	}
-	if (ended && (n == 0 || broken)) abandon();
+	if (ended && (n == 0 || broken)) nwp_relay_leave(r);
 	if (ended) return;
 	if (p[3].revents) obey(r);
 	if (p[1].revents) (r->role == NW_FRONT ? nwp_front_hear : take_end)(r);
@@ -339,8 +390,10 @@ void nwp_supervise(struct nw_run *r) {
 	while (*w.control >= 0) turn(r, &w);
 	nwp_close(&w.look);
 	r->end_mono_ms = nwp_now_ms();
+	nwp_terminal_unguard();
 	if (!front) nwp_end_processes(r);
 	see_end(r);
 	while (relaying()) turn(r, &w);
+	nwp_terminal_end();
 	nwp_close(&w.signals);
 }

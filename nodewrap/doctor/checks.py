@@ -173,6 +173,15 @@ def _sif(node: Node) -> Finding:
     return Finding(not missing, "; ".join(f"{program}: {how or 'neither squashfuse with /dev/fuse nor unsquashfs'}" for program, how in told.items()))
 
 
+def _terminal(node: Node) -> Finding:
+    try:
+        for fd in os.openpty():
+            os.close(fd)
+    except OSError as wrong:
+        return Finding(False, f"no pty: {wrong.strerror}")
+    return Finding(True, "a pty was made")
+
+
 def _cgroup(node: Node) -> Finding:
     place = node.guard.cgroup if node.guard else ""
     if not place:
@@ -437,6 +446,7 @@ CHECKS = (
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
     Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),
     Check("netd", "private networks", _netd, network.NEXT),
+    Check("terminal", "a pilot with a terminal gives its payload another one", _terminal, "mount devpts on /dev/pts; see /proc/sys/kernel/pty/max"),
     Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
     Check("apptainer", "payloads in containers", _apptainer, "install Apptainer, or correct apptainer.program in the policy"),
     Check("apptainer.sif", "images that are files", _sif, "install squashfuse, modprobe fuse, and mode 0666 for /dev/fuse; or squashfs-tools"),

@@ -143,7 +143,9 @@ def type_into(fd):
     except OSError as wrong:
         return errno.errorcode[wrong.errno]
     return "ok"
-print(json.dumps([[os.isatty(fd) for fd in (0, 1, 2)], [type_into(fd) for fd in (0, 1, 2)], sys.stdin.readline()]))
+own = [os.isatty(fd) for fd in (0, 1, 2)]
+pilots = [os.fstat(fd).st_rdev == int(sys.argv[1]) for fd in (0, 1, 2)]
+print(json.dumps([own, pilots, [type_into(fd) for fd in (0, 1, 2)], sys.stdin.readline()]))
 """
 FLOORED = ("strict", "batch", "compat")
 
@@ -289,13 +291,14 @@ def test_record_says_that_log_only_without_isolation_exposes_the_pilot(setuid_no
 
 @pytest.mark.parametrize("profile", FLOORED)
 def test_pilots_terminal_is_neither_handed_over_nor_typed_into(node, profile):
+    """The terminals that the payload has as stdin and stderr are its own (test_terminal.py); stdout, a pipe, stays one."""
     master, slave = pty.openpty()
     os.fchown(slave, node.pilot.uid, node.pilot.gid)
-    argv = node.argv("log-only", ["/usr/bin/python3", "-I", "-c", TYPE_INTO], profile)
+    argv = node.argv("log-only", ["/usr/bin/python3", "-I", "-c", TYPE_INTO, str(os.fstat(slave).st_rdev)], profile)
     os.write(master, b"typed\n")
     process = node.site.start(argv, stdin=slave, stdout=subprocess.PIPE, stderr=slave)
     out, _ = process.communicate(timeout=20)
     os.close(slave)
     os.close(master)
     assert process.returncode == 0
-    assert json.loads(out) == [[False] * 3, ["EPERM"] * 3, "typed\n"]
+    assert json.loads(out) == [[True, False, True], [False] * 3, ["EPERM"] * 3, "typed\n"]
