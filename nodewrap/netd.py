@@ -33,6 +33,8 @@ SOON = 0.02
 BUILD = 10.0
 #: Seconds after a run before a link that somebody still keeps is taken away; most are gone by then.
 KEPT = 0.25
+#: Seconds that links of runs which have ended are awaited at the end.
+ENDING = 1.0
 #: Seconds between looks at what the node changed: forwarding, resolvers, our table flushed by a firewall's reload. And at its routes.
 LOOK, LOOK_ROUTES = 2.0, 30.0
 REPLY = struct.Struct("=I4s248s")
@@ -118,6 +120,11 @@ def _give_up() -> None:
     prctl.cap_permitted.limit(prctl.CAP_NET_ADMIN, prctl.CAP_SYS_ADMIN)
 
 
+def others(ours: set[int]) -> bool:
+    """Whether there are links of payloads that are not ours alone."""
+    return any(name.startswith(network.LINK) and link not in ours for link, name in socket.if_nameindex())
+
+
 def forwarding() -> str:
     """Why the node passes nobody's packets on, or "". Raises OSError."""
     with open(FORWARD, encoding="ascii") as file:
@@ -196,15 +203,17 @@ class Netd:
             heard = self.select.select(self._patience())
             for key, _ in heard:
                 key.data()
-            if not heard or self.waiting:
+            if not heard or self._urgent():
                 self._build()
             self._overdue()
         self._close()
 
     def _patience(self) -> float:
-        if self.waiting or self.builder or self.doomed:
+        if self.waiting or self.builder:
             return 0.1
-        return SOON if self._short() is not None and time.monotonic() >= self.pause else LOOK
+        if self._short() is not None and time.monotonic() >= self.pause:
+            return SOON
+        return KEPT if self.doomed else LOOK
 
     # ---- the node ----
 
@@ -326,6 +335,11 @@ class Netd:
 
     # ---- namespaces ----
 
+    def _urgent(self) -> bool:
+        """Somebody waits, or the next one would."""
+        last = next(reversed(self.pool), None)
+        return bool(self.waiting) or (last is not None and not self.pool[last])
+
     def _short(self) -> bytes | None:
         """Of which network the next one is to be made."""
         for peer in self.waiting:
@@ -411,7 +425,10 @@ class Netd:
         self._drop(self.pool)
         if self.builder:
             self._end_builder()
-        if not any(name.startswith(network.LINK) and link not in ours for link, name in socket.if_nameindex()):
+        end = time.monotonic() + (0 if any(peer.ready for peer in self.peers) else ENDING)
+        while (runs := others(ours)) and time.monotonic() < end:
+            time.sleep(0.02)
+        if not runs:
             netbuild.nft(network.no_ruleset(self.wanted))
 
 

@@ -217,10 +217,12 @@ def netd(world, session):
 @pytest.fixture
 def listener():
     """A port of the node's, on all its addresses, as a pilot might have one."""
-    with socket.socket() as server:
-        server.bind(("0.0.0.0", 0))
-        server.listen()
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        thread = threading.Thread(target=answer, args=(server, "tcp"))
+        thread.start()
         yield server.getsockname()[1]
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def reachable(host, port):
@@ -291,6 +293,7 @@ def test_metadata_services_are_closed_until_an_entry_of_their_own_opens_one(netd
 def test_ports_of_the_node_are_closed_by_each_of_two_walls(netd, listener):
     tries = [f"tcp {host} {listener}" for host in (NODE, "127.0.0.1", "198.18.0.2")]
     assert reachable(NODE, listener)
+    assert subprocess.run(["/usr/bin/python3", "-c", TRY, tries[0]], capture_output=True, text=True, check=True).stdout.split() == [NODE]
     assert set(netd.tries("net", *tries)[0]) <= CLOSED
     live, _ = start(netd)  # the wall of the namespace down: the node's stands
     inner = ["nsenter", "-t", str(live.pid), "-n"]
@@ -303,21 +306,27 @@ def test_ports_of_the_node_are_closed_by_each_of_two_walls(netd, listener):
 
 
 def test_neither_other_payloads_nor_the_node_reach_a_payload(netd):
-    serve = "import socket, time; s = socket.create_server(('0.0.0.0', 7000)); time.sleep(60)"
+    serve = "import socket\ns = socket.create_server(('0.0.0.0', 7000))\nwhile True: s.accept()[0].sendall(b'hello')"
     live, address = start(netd, command=("/usr/bin/python3", "-I", "-c", serve))
-    until(lambda: from_inside(live, "tcp 127.0.0.1 7000") == ["timeout"], "it serves")
+    until(lambda: from_inside(live, "tcp 127.0.0.1 7000") == ["hello"], "it serves")
     got, _ = netd.tries("net", f"tcp {address} 7000", kind="map")
     assert got[0] in CLOSED
     assert not reachable(address, 7000)
 
 
-def test_address_of_somebody_else_is_not_believed(netd):
-    live, _ = start(netd)
+def test_address_of_somebody_else_is_not_believed(netd, world):
+    with world.inside():
+        sink = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sink.bind((WORLD, 5999))
+    live, address = start(netd)
     inner = ["nsenter", "-t", str(live.pid), "-n"]
     subprocess.run([*inner, "ip", "addr", "add", "10.213.0.250/32", "dev", "eth0"], check=True)
-    code = f"import socket; s = socket.socket(); s.settimeout(1); s.bind(('10.213.0.250', 0)); s.connect(('{WORLD}', 80))"
-    ran = subprocess.run([*inner, "/usr/bin/python3", "-c", code], capture_output=True, text=True)
-    assert "timed out" in ran.stderr, ran
+    code = f"import socket, sys; s = socket.socket(type=socket.SOCK_DGRAM); s.bind((sys.argv[1], 0)); s.sendto(sys.argv[1].encode(), ('{WORLD}', 5999))"
+    with sink:
+        sink.settimeout(5)
+        for source in ("10.213.0.250", address):
+            subprocess.run([*inner, "/usr/bin/python3", "-c", code, source], check=True)
+        assert sink.recv(99) == address.encode(), "the first that arrives is the one that was believed"
 
 
 def test_root_of_a_nested_namespace_has_no_power_over_the_network(netd):
@@ -459,6 +468,15 @@ def test_node_that_passes_nothing_on_is_told_and_mended_at_once(netd):
     finally:
         forward("1")
     assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
+
+
+def test_run_gets_a_network_that_is_ready_and_the_next_is_made_meanwhile(netd):
+    """Also while other runs come and go: their ends keep netd awake."""
+    assert netd.node.run("map", "/bin/true", profile="net").rc == 0
+    for _ in range(3):
+        ready = until(lambda: len(links()) >= 3 and links(), "three are ready")
+        _, ran = netd.tries("net", f"tcp {WORLD} 80", kind="map")
+        assert f"nw-{int.from_bytes(socket.inet_aton(ran.record('start')['source']['ip']), 'big'):08x}" in ready
 
 
 def test_nodes_rules_go_with_netd_unless_a_run_needs_them(netd):
