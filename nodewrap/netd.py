@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import contextlib
 import os
+import resource
 import selectors
 import signal
 import socket
@@ -60,6 +61,7 @@ def run(guard_path: str) -> None:
     if taken:
         raise wrong(f"network {guard.network} of {guard_path} collides with the route {taken}; next: choose a range that the node has no way to")
     with _only_one(guard.netd), _listen(guard.netd) as listening:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # two for each run
         _give_up()
         daemon = Netd(guard.network, listening)
         try:
