@@ -316,6 +316,11 @@ def test_neither_other_payloads_nor_the_node_reach_a_payload(netd):
     got, _ = netd.tries("net", f"tcp {address} 7000", kind="map")
     assert got[0] in CLOSED
     assert not reachable(address, 7000)
+    other, _ = start(netd, kind="map")  # the walls of both namespaces down: the node's stands
+    for payload in (live, other):
+        subprocess.run(["nsenter", "-t", str(payload.pid), "-n", "nft", "flush", "ruleset"], check=True)
+    assert from_inside(other, f"tcp {address} 7000")[0] in CLOSED
+    assert not reachable(address, 7000)
 
 
 def test_address_of_somebody_else_is_not_believed(netd, world):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodewrap import netbuild, network, profiles
+from nodewrap import netbuild, netd, network, profiles
 from nodewrap.guard import Network
 from nodewrap.network import Rule, Rules
 from tests.files import CHECKOUT
@@ -105,6 +105,31 @@ def test_shipped_examples_of_the_documentation_hold():
     from nodewrap.policy.positions import toml
 
     assert list(network.check(toml.loads(line)["network"])) == []
+
+
+@pytest.fixture
+def daemon():
+    made = netd.Netd(Network(0x0A090000, 24), None)
+    yield made
+    made.select.close()
+
+
+def test_next_network_is_made_at_once_when_none_is_ready_else_in_the_first_quiet_moment(daemon):
+    daemon.pool = {b"x": []}
+    assert daemon._urgent()
+    daemon.pool = {b"x": ["ready"]}
+    assert not daemon._urgent()
+    daemon.doomed = [(0.0, 7)]  # a run has just ended
+    assert daemon._patience() == netd.SOON
+    daemon.pool = {b"x": ["ready"] * netd.READY}
+    assert daemon._short() is None
+    assert daemon._patience() == netd.KEPT
+
+
+def test_small_range_is_not_kept_in_reserve(daemon):
+    daemon.wanted = Network(0x0A090000, 30)
+    daemon.pool = {b"x": []}
+    assert daemon._short() is None
 
 
 def test_nft_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
