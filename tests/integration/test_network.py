@@ -18,7 +18,7 @@ from nodewrap import netbuild, network
 from nodewrap.guard import Network
 from tests.conftest import installation
 from tests.need import need
-from tests.node import SUBJECT, Node, until
+from tests.node import SUBJECT, Node, status_of, until
 
 RANGE = Network(0x0AD50000, 24)
 NODE, WORLD, OTHER, METADATA = "198.18.0.1", "203.0.113.10", "203.0.113.20", "169.254.169.254"
@@ -403,6 +403,17 @@ def test_run_goes_on_without_netd_and_the_next_is_refused_or_degraded(netd):
     assert "source" not in ran.record("start")
     netd.process = netd.start()
     assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
+
+
+def test_netd_has_two_capabilities_and_a_socket_for_root_alone(netd):
+    assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE], "with nothing more it works"
+    status = status_of(netd.process.pid)
+    assert {status[name][0] for name in ("CapEff", "CapPrm", "CapBnd")} == {f"{1 << 12 | 1 << 21:016x}"}
+    assert status["CapInh"][0] == f"{0:016x}"
+    assert status["NoNewPrivs"] == ["1"]
+    assert os.stat(netd.path).st_mode & 0o777 == 0o600
+    ran = netd.site.run(["/usr/bin/python3", "-c", f"import socket; socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET).connect('{netd.path}')"])
+    assert b"PermissionError" in ran.err
 
 
 def test_netd_that_hangs_is_waited_for_no_longer_than_the_guard_says(netd):
