@@ -23,6 +23,7 @@ int nwp_tree_look(int dir, const char *name, struct stat *st) {
 	struct statx s;
 	if (statx(dir, name, AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_STATX_DONT_SYNC, STATX_BASIC_STATS, &s)) return -1;
 	*st = (struct stat){ .st_mode = s.stx_mode, .st_uid = s.stx_uid, .st_nlink = s.stx_nlink, .st_ino = s.stx_ino };
+	st->st_blocks = (blkcnt_t)s.stx_blocks;
 	st->st_dev = makedev(s.stx_dev_major, s.stx_dev_minor);
 	st->st_ctim = (struct timespec){ s.stx_ctime.tv_sec, s.stx_ctime.tv_nsec };
 	if (!(s.stx_attributes & STATX_ATTR_MOUNT_ROOT)) return 0;
@@ -184,6 +185,10 @@ void nwp_tree_file(struct walk *w, int dir, const char *name) {
 	const struct nw_walk *x = w->want;
 	struct nw_tally *t = w->tally;
 	struct stat st;
+	if (x->measure) { /* a file with several names counts once, when all of them are here */
+		if (nwp_tree_look(dir, name, &st) == 0 && st.st_nlink) t->bytes += (uint64_t)st.st_blocks * 512 / st.st_nlink;
+		return;
+	}
 	if (!x->chown && harmless(w, dir, name)) return;
 	int fd = pin(dir, name, &st);
 	if (fd < 0) {
@@ -244,6 +249,8 @@ void nwp_tree_take(struct walk *w, int dir, const char *name, int how) {
 /* A directory, opened up first when its owner closed it. */
 int nwp_tree_open(struct walk *w, int dir, const char *name, struct stat *st) {
 	int fd = nwp_openat2(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0, BENEATH), pinned = -1;
+	if (w->want->measure && fd >= 0 && fstat(fd, st) == 0) return w->tally->bytes += (uint64_t)st->st_blocks * 512, fd;
+	if (w->want->measure) goto fail;
 	if (fd < 0 && errno == EACCES) fd = pinned = w->depth ? pin(dir, name, st) : fcntl(dir, F_DUPFD_CLOEXEC, 0);
 	if (fd < 0 || fstat(fd, st)) goto fail;
 	bool may = nwp_tree_owns(w, st) || !w->want->remove;

@@ -2,22 +2,35 @@
  * (payload.c) where there is one that stands in, and said. At the end: what the kernel counted, and which limit it was that ended the run. */
 #include "run.h"
 
+#define SCRATCH_MS 5000
+
 /* In the order of enum nw_limit_kind. "processes" are the payload's: init comes on top. stands_in: the limit of each process that is set as well,
  * and lifted where it is not needed: RLIMIT_DATA counts what is mapped and not what is used, RLIMIT_NPROC other runs of the same id. */
 static const struct {
 	const char *name, *degrade, *file, *before, *behind;
 	uint32_t stands_in;
-} held[NW_LIMIT_SCRATCH - NW_LIMIT_MEMORY] = {
+} held[NW_LIMIT_END - NW_LIMIT_MEMORY] = {
 	{ "memory", "limit-memory", "memory.max", "", "", RLIMIT_DATA },
 	{ "swap", "limit-swap", "memory.swap.max", "", "", RLIM_NLIMITS },
 	{ "processes", "limit-processes", "pids.max", "", "", RLIMIT_NPROC },
 	{ "cpus", "limit-cpus", "cpu.max", "", " 100000", RLIM_NLIMITS },
 	{ "cpu_weight", "limit-cpu_weight", "cpu.weight", "", "", RLIM_NLIMITS },
 	{ "io_weight", "limit-io_weight", "io.weight", "default ", "", RLIM_NLIMITS },
+	{ "scratch", "limit-scratch", NULL, NULL, NULL, RLIM_NLIMITS },
 };
 
 static bool of_cgroup(const struct nw_limit *l) {
 	return l->resource >= NW_LIMIT_MEMORY && l->resource < NW_LIMIT_SCRATCH;
+}
+
+static bool of_run(const struct nw_limit *l) {
+	return l->resource >= NW_LIMIT_MEMORY && l->resource < NW_LIMIT_END;
+}
+
+static const struct nw_limit *asked(const struct nw_run *r, uint32_t resource) {
+	for (int i = 0; i < r->decision.limits; i++)
+		if (r->decision.limit[i].resource == resource) return &r->decision.limit[i];
+	return NULL;
 }
 
 bool nwp_wants_cgroup(const struct nw_decision *d) {
@@ -40,6 +53,7 @@ static int hold(const struct nw_run *r, const struct nw_limit *l) {
 	uint32_t k = l->resource - NW_LIMIT_MEMORY;
 	uint64_t value = l->value + (l->resource == NW_LIMIT_PIDS && l->value < UINT64_MAX);
 	char text[48];
+	if (l->resource == NW_LIMIT_SCRATCH) return r->profile.namespaces & NW_NS_MOUNT ? 0 : -1; /* else it has the node's /tmp */
 	if (r->cgroup_fd < 0) return -1;
 	snprintf(text, sizeof text, "%s%llu%s", held[k].before, (unsigned long long)value, held[k].behind);
 	if (nwp_cgroup(r, held[k].file, text) && (hand_down(r, held[k].file) || nwp_cgroup(r, held[k].file, text))) return -1;
@@ -52,7 +66,7 @@ int nwp_hold_limits(struct nw_run *r, struct nw_err *e) {
 	struct nw_decision *d = &r->decision;
 	for (int i = 0; i < d->limits; i++) {
 		const struct nw_limit *l = &d->limit[i];
-		if (!of_cgroup(l)) continue;
+		if (!of_run(l)) continue;
 		uint32_t k = l->resource - NW_LIMIT_MEMORY;
 		if (hold(r, l) == 0) {
 			r->held |= 1u << k;
@@ -62,7 +76,7 @@ int nwp_hold_limits(struct nw_run *r, struct nw_err *e) {
 		}
 		if (l->must)
 			return nw_fail(e, NW_INTERNAL, "NW-LIMIT-CGROUP",
-				"no cgroup here holds the limit \"%s\", and limits.on_missing is \"refuse\" in the policy; see \"nodewrap doctor\"",
+				"nothing here holds the limit \"%s\", and limits.on_missing is \"refuse\" in the policy; see \"nodewrap doctor\"",
 				held[k].name);
 		if (r->degrades < NW_DEGRADES) r->degrade[r->degrades++] = held[k].degrade;
 	}
@@ -73,7 +87,7 @@ void nwp_put_limits(struct nw_json *j, const struct nw_run *r) {
 	char path[48];
 	for (int i = 0; r->held && i < r->decision.limits; i++) {
 		const struct nw_limit *l = &r->decision.limit[i];
-		if (!of_cgroup(l) || !(r->held & 1u << (l->resource - NW_LIMIT_MEMORY))) continue;
+		if (!of_run(l) || !(r->held & 1u << (l->resource - NW_LIMIT_MEMORY))) continue;
 		snprintf(path, sizeof path, "nodewrap.limits.%s", held[l->resource - NW_LIMIT_MEMORY].name);
 		nw_json_int(j, path, l->value > INT64_MAX ? INT64_MAX : (int64_t)l->value);
 	}
@@ -92,10 +106,42 @@ static int64_t counted(const struct nw_run *r, const char *file, const char *key
 	return at ? (int64_t)strtoull(at + len, NULL, 10) : -1;
 }
 
-static const struct nw_limit *asked(const struct nw_run *r, uint32_t resource) {
-	for (int i = 0; i < r->decision.limits; i++)
-		if (r->decision.limit[i].resource == resource) return &r->decision.limit[i];
-	return NULL;
+/* Sizes the work directory and the run's own on disk. Not under an id that the payload could signal, but for what it closes against its
+ * owner: whoever may not read there does not see what is there. */
+static void __attribute__((noreturn)) measure(struct nw_run *r, uint64_t most, pid_t us) {
+	struct nw_tally t = { 0 };
+	struct nw_walk w = { .top = "", .measure = true };
+	const uint64_t look = 1ull << CAP_DAC_READ_SEARCH;
+	bool root = r->launcher->privileged, inside = r->userns >= 0;
+	int disk = r->disk[0] ? open(r->disk, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
+	if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(2);
+	if (root && r->how != NW_CHOWN ? nwp_keep_chown(r->caller.uid, r->caller.gid, look) : (root || inside) && nwp_keep_caps(look)) _exit(2);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(2); /* it has the lease's lock */
+	if (r->work.fd >= 0) nwp_tree(r->work.fd, &w, &t);
+	if (disk >= 0) nwp_tree(disk, &w, &t);
+	_exit(t.bytes > most);
+}
+
+void nwp_scratch_begin(const struct nw_run *r, struct nw_scratch *s) {
+	if (asked(r, NW_LIMIT_SCRATCH) && (r->work.fd >= 0 || r->disk[0])) s->next = nwp_now_ms() + SCRATCH_MS;
+}
+
+/* A look every few seconds, and ever more seldom where it takes long. True: too large. */
+bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s) {
+	const struct nw_limit *l = asked(r, NW_LIMIT_SCRATCH);
+	uint64_t now = nwp_now_ms();
+	int status;
+	if (s->pid > 0 && waitpid(s->pid, &status, WNOHANG) == s->pid) {
+		s->pid = 0;
+		s->next = now + (now - s->began > SCRATCH_MS / 20 ? 20 * (now - s->began) : SCRATCH_MS);
+		return WIFEXITED(status) && WEXITSTATUS(status) == 1;
+	}
+	if (s->pid > 0 || now < s->next) return false;
+	pid_t us = getpid();
+	s->began = now;
+	if ((s->pid = fork()) == 0) measure(r, l->value, us);
+	s->next = now + SCRATCH_MS / 50; /* is it done? */
+	return false;
 }
 
 /* The size of a file system in memory: the profile's, or less. */

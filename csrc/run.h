@@ -107,6 +107,7 @@ struct nw_dir {
 /* What is left of the payload's work in what goes back, and what was done about it. */
 struct nw_tally {
 	uint64_t entries, symlinks, special, suid, foreign, flags, acls, removed, left;
+	uint64_t bytes;             /* measured */
 	uint64_t ipc, keys, shared; /* ipc.c: removed; keyrings cleared; left because others use the id too */
 	bool by_time;               /* what was the run's was told by its time */
 	char left_path[4][256];
@@ -283,6 +284,12 @@ void nwp_supervise(struct nw_run *r);
 int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
 
 /* limits.c */
+struct nw_scratch {
+	pid_t pid; /* of who is looking; 0: nobody */
+	uint64_t next, began; /* when to look again, ms; UINT64_MAX: never */
+};
+void nwp_scratch_begin(const struct nw_run *r, struct nw_scratch *s);
+bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s);
 bool nwp_wants_cgroup(const struct nw_decision *d);
 int nwp_hold_limits(struct nw_run *r, struct nw_err *e);
 void nwp_put_limits(struct nw_json *j, const struct nw_run *r);
@@ -310,6 +317,7 @@ struct nw_walk {
 	const char *top; /* absolute path of the tree, for links that name it */
 	bool neutralise; /* remove what leads out, strip setuid bits */
 	bool chown, last_try;      /* the last: give back directories in which something had to be left, too */
+	bool measure;              /* nothing is changed: blocks are counted */
 	bool remove;               /* everything of first..last goes; what is not theirs stays */
 	const struct stat *keep;   /* and this one file, or NULL */
 	uid_t first, last, to_uid; /* chown what belongs to first..last */

@@ -302,10 +302,10 @@ static void follow(const struct nw_run *r, int stat) {
 	suspended = stopped;
 }
 
-static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
+static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill, const char *why) {
 	uint64_t now = nwp_now_ms();
 	if (now >= *wall) {
-		r->why = "wall";
+		r->why = why;
 		order(r, SIGTERM);
 		order(r, SIGCONT); /* a stopped payload could not heed it */
 		if (suspended) hold(r, SIGCONT);
@@ -313,7 +313,7 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 		*kill = now + r->decision.grace_ms;
 	}
 	if (now >= *kill) {
-		kill_all(r, "wall");
+		kill_all(r, why);
 		*kill = UINT64_MAX;
 	}
 }
@@ -322,6 +322,8 @@ static void check_time(struct nw_run *r, uint64_t *wall, uint64_t *kill) {
 struct watch {
 	int signals, *control, pilot, look;
 	uint64_t wall, kill; /* ms; UINT64_MAX: never */
+	const char *why;     /* when the wall is reached */
+	struct nw_scratch scratch;
 };
 
 static bool relaying(void) {
@@ -357,8 +359,9 @@ static void turn(struct nw_run *r, struct watch *w) {
 	struct pollfd p[4 + 2 * RELAYS] = { { w->signals, POLLIN, 0 }, { *w->control, POLLIN, 0 }, { w->pilot, POLLIN, 0 }, { r->front, POLLIN, 0 } };
 	for (size_t i = 0; i < RELAYS; i++) poll_relay(&relays[i], p + 4 + 2 * i);
 	bool holding = held(&relays[1]) + held(&relays[2]) + held(&relays[SCREEN]) > 0;
+	uint64_t soon = w->scratch.next < w->wall ? w->scratch.next : w->wall;
 	uint64_t most = r->role == NW_KEEPER ? LOOK_MS : nwp_terminal_wanted() ? FOREGROUND_MS : 3600000;
-	int ms = ended ? (!holding ? 0 : impatient ? 1000 : -1) : timeout(w->wall, w->kill, most);
+	int ms = ended ? (!holding ? 0 : impatient ? 1000 : -1) : timeout(soon, w->kill, most);
 	int n = poll(p, 4 + 2 * RELAYS, ms);
 	bool broken = n < 0 && errno != EINTR;
 	if (broken) order(r, NW_PILOT_DIED);
@@ -374,21 +377,24 @@ static void turn(struct nw_run *r, struct watch *w) {
 	if (p[3].revents) obey(r);
 	if (p[1].revents) (r->role == NW_FRONT ? nwp_front_hear : take_end)(r);
 	if (r->role == NW_KEEPER && w->wall != UINT64_MAX) follow(r, w->look);
-	check_time(r, &w->wall, &w->kill);
+	if (r->role != NW_FRONT && w->wall != UINT64_MAX && nwp_look_at_scratch(r, &w->scratch)) w->wall = 0, w->why = "scratch";
+	check_time(r, &w->wall, &w->kill, w->why);
 }
 
 /* Alone: everything. The front: the pilot's side. The keeper: the payload's side, and the front. */
 void nwp_supervise(struct nw_run *r) {
 	bool front = r->role == NW_FRONT, keeper = r->role == NW_KEEPER;
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
-	struct watch w = { -1, front ? &r->keeper : &r->init_sock, r->caller.parent, -1, UINT64_MAX, UINT64_MAX };
+	struct watch w = { -1, front ? &r->keeper : &r->init_sock, r->caller.parent, -1, UINT64_MAX, UINT64_MAX, "wall", { 0, UINT64_MAX, 0 } };
 	char stat[32];
 	if (!front) w.wall = r->start_mono_ms + (want && want < max ? want : max);
+	if (!front) nwp_scratch_begin(r, &w.scratch);
 	if (!keeper) w.signals = open_signals();
 	snprintf(stat, sizeof stat, "/proc/%d/stat", (int)r->front_pid);
 	if (keeper) w.look = open(stat, O_RDONLY | O_CLOEXEC);
 	while (*w.control >= 0) turn(r, &w);
 	nwp_close(&w.look);
+	if (w.scratch.pid > 0 && kill(w.scratch.pid, SIGKILL) == 0) nwp_wait(w.scratch.pid, -1);
 	r->end_mono_ms = nwp_now_ms();
 	nwp_terminal_unguard();
 	if (!front) nwp_end_processes(r);

@@ -137,7 +137,7 @@ static void down(struct walk *w, int dir, const char *name) {
 		return nwp_close(&fd);
 	}
 	if (x->neutralise && !nwp_tree_old(w, &st)) nwp_tree_disarm(w, fd, ".", &st);
-	if (!w->half && !w->counts && w->depth <= SHARED && (w->tally->entries > MANY || st.st_size > WIDE)) share(w);
+	if (!x->measure && !w->half && !w->counts && w->depth <= SHARED && (w->tally->entries > MANY || st.st_size > WIDE)) share(w);
 }
 
 /* Back up. A directory that is not open any more is found by "..", and its inode proves that nobody has moved what we were in; else on from

@@ -6,7 +6,9 @@ Cgroup limits need a kernel with the controllers in cgroup v2: `make test-kernel
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -177,6 +179,63 @@ print(json.dumps(n))
     assert end["process"]["ended_by"] == "exit"
 
 
+ESCAPE = """
+import ctypes, json, os
+from pathlib import Path
+
+def tried(path, text):
+    try:
+        Path(path).write_text(text)
+    except OSError as error:
+        return os.strerror(error.errno)
+    return "done"
+
+def attack(tree):
+    own = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")][0][3:]
+    groups = [tree, tree + own, os.path.dirname(tree + own), os.path.dirname(tree + own) + "/pilot"]
+    found = {group + "/" + name: tried(group + "/" + name, text)
+             for group in dict.fromkeys(groups) for name, text in (("memory.max", "max"), ("cgroup.procs", "0"), ("cgroup.subtree_control", "-memory"))}
+    return [path for path, said in found.items() if said == "done"]
+
+open_ = attack(TREE)
+libc = ctypes.CDLL(None, use_errno=True)
+again = "/tmp/cgroup"
+os.mkdir(again)
+uid, gid = os.getuid(), os.getgid()
+mounted = False
+if libc.unshare(0x10000000 | 0x00020000 | 0x02000000) == 0:   # user, mount, cgroup
+    tried("/proc/self/setgroups", "deny")
+    tried("/proc/self/uid_map", f"0 {uid} 1")
+    tried("/proc/self/gid_map", f"0 {gid} 1")
+    mounted = libc.mount(b"none", again.encode(), b"cgroup2", 0, None) == 0
+    open_ += attack(again) if mounted else []
+print(json.dumps([mounted, open_]), flush=True)
+input()
+"""
+
+
+@pytest.mark.parametrize("who", ["static", "map", "log-only"])
+@pytest.mark.parametrize("profile", ["batch", "strict"])
+def test_a_payload_cannot_lift_its_limits_nor_leave_its_group(node, slot, who, profile):
+    """By what it sees of the cgroup tree, and by a tree that it mounts in namespaces of its own. map with one id and log-only: the pilot's own id."""
+    if who not in node.kinds:
+        pytest.skip("switch takes privilege")
+    limited(node, 'memory = "256MiB"', slot)
+    code = ESCAPE.replace("TREE", repr(str(V2)))
+    with slot:
+        live = node.start(who, "/usr/bin/python3", "-I", "-c", f"input()\n{code}", profile=profile)
+    (group,) = slot.runs()
+    live.process.stdin.write(b"\n")
+    live.process.stdin.flush()
+    mounted, opened = json.loads(live.process.stdout.readline())
+    assert mounted is (profile == "batch"), "the attack was made"
+    assert (group / "memory.max").read_text() == f"{256 * MIB}\n"
+    assert str(live.pid) in (group / "cgroup.procs").read_text().split()
+    assert {os.path.normpath(path) for path in opened} <= {f"/tmp/cgroup/{name}" for name in ("cgroup.procs", "cgroup.subtree_control")}, "its own group"
+    live.process.stdin.write(b"\n")
+    assert live.end()[0] == 0
+
+
 # ---- where the cgroup does not hold them ----
 
 
@@ -209,7 +268,7 @@ def test_what_no_cgroup_holds_is_refused_where_the_policy_says_so(node, undelega
     with undelegated:
         ran = node.sh(kind(node), "echo ran", profile="batch")
     assert (ran.rc, ran.out) == (202, b"")
-    assert ran.err.startswith(b'nodewrap: NW-LIMIT-CGROUP: no cgroup here holds the limit "memory"')
+    assert ran.err.startswith(b'nodewrap: NW-LIMIT-CGROUP: nothing here holds the limit "memory"')
     assert [record["event"]["action"] for record in ran.records] == ["authorize", "error"]
 
 
@@ -228,11 +287,9 @@ def test_defaults_ask_no_cgroup_for_anything(node):
     ('cpu = "1h"', "kill -XCPU $$; sleep 9", 152, "cpu"),
     ("", "kill -XFSZ $$; sleep 9", 153, "exit"),
 ])
-def test_an_end_by_a_limit_of_the_process_is_told(node, tmp_path_factory, limits, script, code, by):
+def test_an_end_by_a_limit_of_the_process_is_told(node, home, limits, script, code, by):
     limited(node, limits)
-    work = node.pilot.home / "work"
-    subprocess.run(["install", "-d", "-o", str(node.pilot.uid), "-g", str(node.pilot.gid), work], check=True)
-    ran = node.sh(kind(node), script, profile="batch", options=["--workdir", str(work)])
+    ran = node.sh(kind(node), script, profile="batch", options=["--workdir", str(workdir(node, home))])
     assert (ran.rc, ran.record("exit")["process"]["ended_by"]) == (code, by)
 
 
@@ -240,6 +297,38 @@ def test_descriptors_and_file_sizes_are_limited(node):
     limited(node, 'files = 64\nfile_size = "1MiB"\ncore = "0B"')
     ran = node.sh(kind(node), "ulimit -n; ulimit -f; ulimit -c")
     assert (ran.rc, ran.text.split()) == (0, ["64", "2048", "0"])
+
+
+def workdir(node, home):
+    work = home / "work"
+    shutil.rmtree(work, ignore_errors=True)
+    subprocess.run(["install", "-d", "-o", str(node.pilot.uid), "-g", str(node.pilot.gid), work], check=True)
+    return work
+
+
+@pytest.mark.parametrize(("launcher", "who", "profile"), [("setuid", "map", "strict"), ("setuid", "pool", "none"), ("userns", "block", "batch")])
+def test_a_work_directory_that_outgrows_scratch_ends_the_run(request, home, delegated, launcher, who, profile):
+    """Mapped, given away, in a user namespace. What the payload closes against everybody is measured too; it gets TERM first."""
+    node = request.getfixturevalue(f"{launcher}_node")
+    limited(node, 'scratch = "8MiB"')
+    script = "mkdir -p a/b && head -c 20000000 /dev/urandom >a/b/x && chmod 0 a/b/x a/b a && trap 'echo term; exit 9' TERM; while :; do sleep 0.1; done"
+    ran = node.sh(who, script, profile=profile, options=["--workdir", str(workdir(node, home))])
+    assert (ran.rc, ran.out) == (9, b"term\n"), ran
+    assert ran.record("exit")["process"]["ended_by"] == "scratch"
+    assert ran.seconds < 20
+
+
+def test_what_is_within_scratch_is_left_alone_however_many_names_it_has(setuid_node, home):
+    node = setuid_node
+    limited(node, 'scratch = "8MiB"')
+    script = "head -c 5000000 /dev/urandom >x; for i in 1 2 3 4 5; do ln x y$i; done; truncate -s 1G hole; sleep 7"
+    ran = node.sh(kind(node), script, options=["--workdir", str(workdir(node, home))])
+    assert (ran.rc, ran.record("exit")["process"]["ended_by"]) == (0, "exit")
+
+
+def test_scratch_without_a_mount_namespace_is_not_held_and_said_so(node):
+    limited(node, 'scratch = "8MiB"')
+    assert "limit-scratch" in node.sh("log-only", "true", profile="none").record("degrade")["nodewrap"]["degrade"]
 
 
 @pytest.mark.parametrize("profile", ["strict", "compat"])
