@@ -123,12 +123,12 @@ static void __attribute__((noreturn)) measure(struct nw_run *r, uint64_t most, p
 }
 
 void nwp_scratch_begin(const struct nw_run *r, struct nw_scratch *s) {
-	if (asked(r, NW_LIMIT_SCRATCH) && (r->work.fd >= 0 || r->disk[0])) s->next = nwp_now_ms() + SCRATCH_MS;
+	const struct nw_limit *l = asked(r, NW_LIMIT_SCRATCH);
+	if (l && (r->work.fd >= 0 || r->disk[0])) s->next = nwp_now_ms() + SCRATCH_MS, s->most = l->value;
 }
 
 /* A look every few seconds, and ever more seldom where it takes long. True: too large. */
 bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s) {
-	const struct nw_limit *l = asked(r, NW_LIMIT_SCRATCH);
 	uint64_t now = nwp_now_ms();
 	int status;
 	if (s->pid > 0 && waitpid(s->pid, &status, WNOHANG) == s->pid) {
@@ -139,7 +139,7 @@ bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s) {
 	if (s->pid > 0 || now < s->next) return false;
 	pid_t us = getpid();
 	s->began = now;
-	if ((s->pid = fork()) == 0) measure(r, l->value, us);
+	if ((s->pid = fork()) == 0) measure(r, s->most, us);
 	s->next = now + SCRATCH_MS / 50; /* is it done? */
 	return false;
 }

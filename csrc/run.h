@@ -286,7 +286,7 @@ int nwp_cgroup(const struct nw_run *r, const char *file, const char *text);
 /* limits.c */
 struct nw_scratch {
 	pid_t pid; /* of who is looking; 0: nobody */
-	uint64_t next, began; /* when to look again, ms; UINT64_MAX: never */
+	uint64_t next, began, most; /* when to look again, ms; UINT64_MAX: never */
 };
 void nwp_scratch_begin(const struct nw_run *r, struct nw_scratch *s);
 bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s);

@@ -385,7 +385,7 @@ static void turn(struct nw_run *r, struct watch *w) {
 void nwp_supervise(struct nw_run *r) {
 	bool front = r->role == NW_FRONT, keeper = r->role == NW_KEEPER;
 	uint64_t max = r->guard.max_wall_s * 1000, want = r->decision.wall_ms;
-	struct watch w = { -1, front ? &r->keeper : &r->init_sock, r->caller.parent, -1, UINT64_MAX, UINT64_MAX, "wall", { 0, UINT64_MAX, 0 } };
+	struct watch w = { -1, front ? &r->keeper : &r->init_sock, r->caller.parent, -1, UINT64_MAX, UINT64_MAX, "wall", { 0, UINT64_MAX, 0, 0 } };
 	char stat[32];
 	if (!front) w.wall = r->start_mono_ms + (want && want < max ? want : max);
 	if (!front) nwp_scratch_begin(r, &w.scratch);

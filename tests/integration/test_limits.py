@@ -194,7 +194,8 @@ def attack(tree):
     own = [line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::")][0][3:]
     groups = [tree, tree + own, os.path.dirname(tree + own), os.path.dirname(tree + own) + "/pilot"]
     found = {group + "/" + name: tried(group + "/" + name, text)
-             for group in dict.fromkeys(groups) for name, text in (("memory.max", "max"), ("cgroup.procs", "0"), ("cgroup.subtree_control", "-memory"))}
+             for group in dict.fromkeys(groups)
+             for name, text in (("memory.max", "max"), ("cgroup.procs", "0"), ("cgroup.subtree_control", "-memory"))}
     return [path for path, said in found.items() if said == "done"]
 
 open_ = attack(TREE)
@@ -231,7 +232,8 @@ def test_a_payload_cannot_lift_its_limits_nor_leave_its_group(node, slot, who, p
     assert mounted is (profile == "batch"), "the attack was made"
     assert (group / "memory.max").read_text() == f"{256 * MIB}\n"
     assert str(live.pid) in (group / "cgroup.procs").read_text().split()
-    assert {os.path.normpath(path) for path in opened} <= {f"/tmp/cgroup/{name}" for name in ("cgroup.procs", "cgroup.subtree_control")}, "its own group"
+    own = {f"/tmp/cgroup/{name}" for name in ("cgroup.procs", "cgroup.subtree_control")}
+    assert {os.path.normpath(path) for path in opened} <= own
     live.process.stdin.write(b"\n")
     assert live.end()[0] == 0
 
@@ -311,7 +313,8 @@ def test_a_work_directory_that_outgrows_scratch_ends_the_run(request, home, dele
     """Mapped, given away, in a user namespace. What the payload closes against everybody is measured too; it gets TERM first."""
     node = request.getfixturevalue(f"{launcher}_node")
     limited(node, 'scratch = "8MiB"')
-    script = "mkdir -p a/b && head -c 20000000 /dev/urandom >a/b/x && chmod 0 a/b/x a/b a && trap 'echo term; exit 9' TERM; while :; do sleep 0.1; done"
+    fill = "mkdir -p a/b && head -c 20000000 /dev/urandom >a/b/x && chmod 0 a/b/x a/b a"
+    script = f"{fill} && trap 'echo term; exit 9' TERM; while :; do sleep 0.1; done"
     ran = node.sh(who, script, profile=profile, options=["--workdir", str(workdir(node, home))])
     assert (ran.rc, ran.out) == (9, b"term\n"), ran
     assert ran.record("exit")["process"]["ended_by"] == "scratch"
