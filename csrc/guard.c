@@ -256,12 +256,26 @@ static int tmpfs(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
 	return fits ? 0 : bad(l, e, "wants a path, an octal mode up to 1777 and a size of 4096 bytes or more");
 }
 
+/* A node below /dev, perhaps in one directory there; a star at the end: all whose names begin so. "*" alone would be all of /dev. */
+static int copy_device(char *to, size_t size, const char *s) {
+	char dir[NW_NAME] = "", name[NW_NAME];
+	size_t n = strcspn(s, "/"), at = s[n] ? n + 1 : 0, left = strlen(s + at);
+	bool star = left && s[at + left - 1] == '*';
+	if ((at && (!n || n >= sizeof dir)) || left >= sizeof name + star || (!at && left == star) || !left) return -1;
+	snprintf(dir, sizeof dir, "%.*s", at ? (int)n : 0, s);
+	snprintf(name, sizeof name, "%.*s", (int)(left - star), s + at);
+	if (copy_name(to, size, dir) || copy_name(to, size, name)) return -1;
+	snprintf(to, size, "%s", s);
+	return 0;
+}
+
 static int dev(struct nw_lines *l, struct nw_profile *p, struct nw_err *e) {
 	int words = l->words;
 	for (int i = 1; i < words; i++) {
 		struct nw_op *op = place(l, p, NW_DEV, words, 0, e);
 		if (!op) return -1;
-		if (copy_name(op->path, NW_NAME, l->word[i])) return bad(l, e, "a node's name is [A-Za-z0-9._-], at most 31");
+		if (copy_device(op->path, NW_PATH, l->word[i]))
+			return bad(l, e, "a node is NAME or DIR/NAME of [A-Za-z0-9._-], at most 31 each, with a * at the end or without");
 	}
 	return words > 1 ? 0 : bad(l, e, "wants names");
 }

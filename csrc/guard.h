@@ -59,7 +59,7 @@ struct nw_ports {
 struct nw_op {
 	int kind;
 	unsigned flags;
-	char path[NW_PATH]; /* where it appears; for NW_DEV the node's name */
+	char path[NW_PATH]; /* where it appears; for NW_DEV the node below /dev, or with * all that begin so */
 	char arg[NW_PATH];  /* NW_LINK: what it points to */
 	uint32_t mode;
 	uint64_t size;

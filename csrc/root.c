@@ -75,6 +75,10 @@ static int copy_host(const char *path, unsigned flags, bool slave, bool device, 
 		close(mnt);
 		return fail(e, "cannot restrict", path);
 	}
+	if (device && !S_ISCHR(st.st_mode)) { /* a disk, or a directory of them, under a name that was another's when the policy was applied */
+		close(mnt);
+		return nw_fail(e, NW_INTERNAL, "NW-MOUNT", "%s: is no character device; see devices in the profile", path);
+	}
 	*dir = S_ISDIR(st.st_mode);
 	return mnt;
 }
@@ -114,14 +118,35 @@ static int dev_base(int root, struct nw_err *e) {
 	return mnt < 0 ? fail(e, "no devpts for", "/dev/pts") : attach(root, mnt, "/dev/pts", true, e);
 }
 
+static int one_dev(int root, const char *path, struct nw_err *e) {
+	bool dir = false;
+	int mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
+	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
+}
+
+/* All character devices whose names begin so, as they are now: those of GPUs come when the driver is first used. */
+static int do_devs(int root, const char *pattern, struct nw_err *e) {
+	char path[NW_PATH + NAME_MAX + 8];
+	int n = snprintf(path, sizeof path, "/dev/%s", pattern), at = (int)(strrchr(path, '/') - path) + 1, bad = 0;
+	struct stat st;
+	path[at] = 0;
+	DIR *d = opendir(path);
+	if (!d) return errno == ENOENT ? 0 : fail(e, "cannot list", path);
+	for (struct dirent *x; !bad && (x = readdir(d));) {
+		if (strncmp(x->d_name, pattern + at - 5, (size_t)(n - at - 1)) || fstatat(dirfd(d), x->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
+		snprintf(path + at, sizeof path - (size_t)at, "%s", x->d_name);
+		bad = S_ISCHR(st.st_mode) ? one_dev(root, path, e) : 0;
+	}
+	closedir(d);
+	return bad;
+}
+
 static int do_dev(int root, const struct nw_op *op, struct nw_err *e) {
 	char path[NW_PATH + 8];
-	bool dir = false;
-	int mnt;
 	if (dev_base(root, e)) return -1;
+	if (strchr(op->path, '*')) return do_devs(root, op->path, e);
 	snprintf(path, sizeof path, "/dev/%s", op->path);
-	mnt = copy_host(path, NW_OP_RW | NW_OP_OPTIONAL, false, true, &dir, e);
-	return mnt == -2 ? 0 : mnt < 0 ? -1 : attach(root, mnt, path, dir, e);
+	return one_dev(root, path, e);
 }
 
 static int do_kernel_fs(int root, const char *type, const char *path, struct nw_err *e) {

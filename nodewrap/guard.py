@@ -334,7 +334,16 @@ def _tmpfs(words: Words) -> list[Op]:
 def _dev(words: Words) -> list[Op]:
     if not words:
         raise ValueError("wants names")
-    return [Op("dev", _name(word)) for word in words]
+    return [Op("dev", _device(word)) for word in words]
+
+
+def _device(word: str) -> str:
+    top, slash, name = word.rpartition("/")
+    if slash:
+        _name(top)
+    if not (slash and name == "*"):
+        _name(name.removesuffix("*"))
+    return word
 
 
 def _alone(kind: str) -> Callable[[Words], list[Op]]:

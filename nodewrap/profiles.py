@@ -7,6 +7,7 @@ profile is text in the line format of docs/guard.md, resolved on this node.
 from __future__ import annotations
 
 import difflib
+import glob
 import os
 import re
 import stat
@@ -23,6 +24,16 @@ NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 #: One word of the line format below ``/``: no blanks, no ``..``, nothing to normalise, so that C and Python see the same place.
 PATH = re.compile(r"(/(?!\.\.?(/|$))[!-.0-~]+)+")
 SIZE = re.compile(r"([1-9][0-9]{0,11})(KiB|MiB|GiB|TiB)?")
+#: A node of /dev, perhaps in a directory there; a star at the end: all whose names begin so.
+DEVICE = re.compile(r"(?=[A-Za-z0-9])([A-Za-z0-9][A-Za-z0-9_.-]{0,30}/)?([A-Za-z0-9][A-Za-z0-9_.-]{0,30}\*?|(?<=/)\*)")
+MEMORY = ("mem", "kmem", "port")
+#: Nodes, and directories of nodes, that no pattern may catch: rights over the node, its disks, its input, other people's terminals.
+BY_NAME_ONLY = (
+    *MEMORY, "kmsg", "kvm", "nvram", "mcelog", "snapshot", "userfaultfd", "cpu", "cpu_dma_latency", "vhost-net", "vhost-vsock", "vsock", "vfio",
+    "mapper", "loop-control", "btrfs-control", "autofs", "uinput", "uhid", "hidraw0", "input", "bus", "bsg", "sg0", "nvme0", "ng0n1", "st0", "nst0",
+    "sev", "watchdog", "rtc0", "ipmi0", "tpm0", "tpmrm0", "console", "tty0", "ttyS0", "vcs", "vga_arbiter", "net", "iommu", "ptp0", "mei0",
+    "megaraid_sas_ioctl",
+)
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
 
@@ -80,8 +91,16 @@ def _path(value: Any) -> Iterator[str]:
 
 
 def _device(value: Any) -> Iterator[str]:
-    if not (isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,30}\??", value)):
-        yield f"{value!r} is not the name of a node directly in /dev"
+    if not (isinstance(value, str) and DEVICE.fullmatch(value.removesuffix("?"))):
+        yield f"{value!r} is not a node of /dev: NAME or DIR/NAME, with a * at the end or without"
+        return
+    bare = value.removesuffix("?")
+    if bare in MEMORY:
+        yield f"{value!r} is the node's memory; no payload gets it"
+    if bare.endswith("*"):
+        caught = [name for name in BY_NAME_ONLY if name.startswith(bare[:-1]) or bare.startswith(name + "/")]
+        if caught:
+            yield f"{value!r} would also give {caught[0]!r}, which is given by its full name only"
 
 
 def _tmpfs(value: Any) -> Iterator[str]:
@@ -352,6 +371,10 @@ def _system(path: str, root: str) -> Iterator[tuple[str, str]]:
 
 def _is_device(name: str, device: str, root: str) -> bool:
     bare = device.rstrip("?")
+    if bare.endswith("*"):
+        if device == bare and not glob.glob(f"{glob.escape(root.rstrip('/'))}/dev/{bare}"):
+            raise ProfileError(f"profile.{name}.devices: this node has no /dev/{bare}; write '{bare}?' if there may be none")
+        return True
     try:
         mode = os.stat(f"{root.rstrip('/')}/dev/{bare}").st_mode
     except FileNotFoundError:

@@ -17,6 +17,8 @@ COUNTS = st.sampled_from(["0", "1", "4095", "4096", "1125899906842624", "1125899
                           "18446744073709551615", "-1", "+1", "04096", "", "4k", "99999999999999999999999"])
 MODES = st.sampled_from(["0", "7", "777", "1777", "1778", "2000", "01777", "07777", "", "8", "-1", "00000"])
 WAYS = st.sampled_from(["ro", "rw", "ro?", "rw?", "", "r", "ro??", "RO"])
+DEVICES = st.sampled_from(["a*", "*", "a/*", "a/b", "a/b*", "a/b/c", "/a", "a/", "a**", "a*b", "x" * 31 + "*", "x" * 32 + "*",
+                           "x" * 31 + "/" + "x" * 31, "x" * 32 + "/a", "a/" + "x" * 32, "a/" + "x" * 31 + "*", "a/.", "a/..", "../a", "-/a", "a/-"])
 WALLS = st.lists(st.sampled_from(["abstract", "signals", "files", "tcp", "abstract?", "signals?", "files?", "tcp?", "?", "tcp??", "x"]), max_size=5)
 PORTS = st.sampled_from(["0", "1", "65535", "65536", "-1", "00", "", "443", "x"])
 KINDS = st.lists(st.sampled_from(["pid", "ipc", "uts", "cgroup", "mount", "net", "user"]), max_size=7)
@@ -28,7 +30,7 @@ def line(*parts):
 
 LINES = st.one_of(
     line(st.sampled_from(["bind", "slave"]), WAYS, PATHS), line("link", PATHS, PATHS), line("tmpfs", PATHS, MODES, COUNTS), line("dev", NAMES),
-    st.sampled_from(["accounts", "accounts x", "disk /a b"]), line("disk", PATHS),
+    st.sampled_from(["accounts", "accounts x", "disk /a b"]), line("disk", PATHS), line("dev", DEVICES),
     st.sampled_from(["proc", "mqueue", "home", "proc x", "# comment", "", " \t", "profile", "unknown x", "landlock abstract", "landlock x", "dev"]),
     st.sampled_from(["on-missing refuse", "on-missing degrade", "on-missing x", "landlock", "hostname"]), line("seccomp", NAMES),
     line("hostname", NAMES), WALLS.map(lambda kinds: " ".join(["landlock", *kinds])), line(st.sampled_from(["tcp-bind", "tcp-connect"]), PORTS),

@@ -193,7 +193,8 @@ def test_a_setting_stands_once_in_a_profile_and_again_in_the_next(line):
     ("bind ro", "wants a mode and a path"), ("bind rx /x", "not one of"), ("bind ro x", "absolute path"), ("bind ro /", "itself"),
     ("bind ro? /x/../y", "absolute path"), ("tmpfs /t 1777", "octal"), ("tmpfs /t 2777 4096", "octal mode up to 1777"),
     ("tmpfs /t 8 4096", "octal"), ("tmpfs /t 1777 4095", "below 4096"), ("tmpfs /t 1777 1125899906842625", "not a number"),
-    ("tmpfs / 1777 4096", "itself"), ("dev", "wants names"), ("dev ../sda", "not a name"),
+    ("tmpfs / 1777 4096", "itself"), ("dev", "wants names"), ("dev ../sda", "not a name"), ("dev *", "not a name"),
+    ("dev a/b/c", "not a name"), ("dev /a", "not a name"), ("dev a/", "not a name"), ("dev a*b", "not a name"), ("dev a**", "not a name"),
     ("proc\n" + ("dev " + "n " * 31 + "\n") * 5 + "dev a b c d e f", "more than 160"), ("link /x", "wants a path"), ("link / x", "itself"),
     ("proc all", "stands alone"), ("hostname a b", "one word"), ("hostname -a", "not a name"),
 ])

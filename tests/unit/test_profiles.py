@@ -115,6 +115,14 @@ def test_devices_are_given_when_the_node_has_them(node, tmp_path):
         ops({"devices": ["disk"]}, node)
 
 
+def test_patterns_of_devices_reach_the_launcher_which_looks_at_each_run(node):
+    wanted = ["nvidia*?", "nvidia-caps/*?", "dri/renderD*?", "kfd?"]
+    assert [op.path for op in ops({"devices": ["null", *wanted]}, node) if op.kind == "dev"] == ["null", "nvidia*", "nvidia-caps/*", "dri/renderD*"]
+    assert [op.path for op in ops({"devices": ["nul*"]}, node) if op.kind == "dev"] == ["nul*"]
+    with pytest.raises(profiles.ProfileError, match="this node has no /dev/nvidia9"):
+        ops({"devices": ["nvidia9*"]}, node)
+
+
 @pytest.mark.parametrize(("table", "said"), [
     ({"namespace": ["pid"]}, "profile.x.namespace: unknown key; did you mean 'namespaces'?"),
     ({"namespaces": ["pids"]}, "profile.x.namespaces: 'pids' is not one of pid, ipc, uts, cgroup, mount, net; did you mean 'pid'?"),
@@ -133,7 +141,12 @@ def test_devices_are_given_when_the_node_has_them(node, tmp_path):
      "profile.x.add: 'seccomp' cannot be added to; lists and tables can: read_only, writable, follow, follow_writable, tmpfs, disk, devices, system, "
      "tcp_bind, tcp_connect"),
     ({"like": "Batch"}, "profile.x.like: 'Batch' is not a profile name (lower-case letters, digits, hyphen, at most 31)"),
-    ({"devices": ["mapper/x"]}, "profile.x.devices: 'mapper/x' is not the name of a node directly in /dev"),
+    ({"devices": ["a/b/c"]}, "profile.x.devices: 'a/b/c' is not a node of /dev: NAME or DIR/NAME, with a * at the end or without"),
+    ({"devices": ["*"]}, "profile.x.devices: '*' is not a node of /dev: NAME or DIR/NAME, with a * at the end or without"),
+    ({"devices": ["nvidia*x?"]}, "profile.x.devices: 'nvidia*x?' is not a node of /dev: NAME or DIR/NAME, with a * at the end or without"),
+    ({"devices": ["mem"]}, "profile.x.devices: 'mem' is the node's memory; no payload gets it"),
+    ({"devices": ["k*"]}, "profile.x.devices: 'k*' would also give 'kmem', which is given by its full name only"),
+    ({"devices": ["mapper/*?"]}, "profile.x.devices: 'mapper/*?' would also give 'mapper', which is given by its full name only"),
 ])
 def test_mistakes_are_one_line_with_their_place(table, said):
     assert profiles.check("x", table) == [said]
