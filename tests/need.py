@@ -21,19 +21,12 @@ def _userns() -> bool:
     return os.spawnlp(os.P_WAIT, "unshare", "unshare", "--user", "--map-root-user", "true") == 0
 
 
-def _controllers() -> set[str]:
-    """Of cgroup v2; those of v1 are not among them."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line]
-    return {word for mount in mounts for word in Path(mount, "cgroup.controllers").read_text().split()}
-
-
 CAPABILITIES: dict[str, Callable[[], bool]] = {
     "root": lambda: os.geteuid() == 0,
     "not-root": lambda: os.geteuid() != 0,
     "userns": _userns,
     "loop": lambda: os.geteuid() == 0 and os.path.exists("/dev/loop-control"),
     "fuse": lambda: os.path.exists("/dev/fuse"),
-    "cgroup-controllers": lambda: {"memory", "pids", "cpu"} <= _controllers(),
     "cgroup2": lambda: any(" - cgroup2 " in line for line in Path("/proc/self/mountinfo").read_text().splitlines()),
 }
 

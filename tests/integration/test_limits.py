@@ -69,7 +69,10 @@ class Slot:
 
 @pytest.fixture
 def slot(session):
-    need("root", "cgroup2", "cgroup-controllers")
+    need("root", "cgroup2")
+    if not {"memory", "pids", "cpu"} <= set((V2 / "cgroup.controllers").read_text().split()):
+        # Not need(): a build machine with cgroup v1 cannot be given them. The kernel that has them is too slow for every build.
+        pytest.skip("no memory, pids, cpu in cgroup v2 here: make test-kernel runs this")
     made = Slot(session.accounts["pilot"])
     yield made
     made.close()
