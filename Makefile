@@ -19,10 +19,14 @@ MANDIR     ?= $(PREFIX)/share/man
 LIBEXEC    := $(PREFIX)/libexec/nodewrap
 LIB        := $(PREFIX)/lib/nodewrap
 
+BUILD      ?= build
 # The real path: the launcher refuses an interpreter that is reached through a link somebody else owns.
 PYTHON     ?= $(shell readlink -f /usr/bin/python3 2>/dev/null || command -v python3)
+# musl where it is installed: a static glibc asks the processor for its caches at every start, before main(), which takes 0.5 ms in a virtual machine.
+# It has no kernel headers of its own, and must see none of glibc's.
+KERNEL_HEADERS := $(abspath $(BUILD))/kernel
 ifeq ($(origin CC),default)
-CC         := gcc
+CC         := $(if $(shell command -v musl-gcc),musl-gcc -idirafter $(KERNEL_HEADERS),gcc)
 endif
 PANDOC     ?= $(shell command -v pandoc 2>/dev/null)
 # setuid needs root to install; without root there is the user-namespace launcher.
@@ -30,7 +34,6 @@ LAUNCHER   ?= $(if $(ROOT),setuid,userns)
 SERVICE_USER ?= nodewrap
 CALLERS    ?= nodewrap-callers
 
-BUILD      ?= build
 OBJDIR     ?= $(BUILD)/c
 VENV       ?= $(BUILD)/venv
 WHEELS     ?= $(BUILD)/wheels
@@ -74,12 +77,20 @@ build: launchers wheels man ## compile the launchers, build the Python package a
 .PHONY: launchers
 launchers: $(BINARIES)
 
-# Rewritten only when its content changes: a different PREFIX or flag recompiles, the same one does not.
+# Rewritten only when its content changes: a different PREFIX or flag recompiles, the same one does not. Not named by a pid: another make at work here
+# may have the same one in a pid namespace of its own.
+rewrite = new=$$(mktemp $@.XXXXXX) && printf '%s\n' $(1) >$$new; if cmp -s $$new $@; then rm $$new; else mv $$new $@; fi
+
 $(OBJDIR)/flags: FORCE
 	@mkdir -p $(OBJDIR)
-	@printf '%s\n' '$(subst ','\'',$(CC) $(FLAGS))' >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@$(call rewrite,'$(subst ','\'',$(CC) $(FLAGS))')
 
-$(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags
+$(KERNEL_HEADERS):
+	@mkdir -p $(@D) && new=$$(mktemp -d $@.XXXXXX) && chmod 755 $$new; multi=/usr/include/$$(gcc -print-multiarch); \
+	    [ -d $$multi/asm ] || multi=/usr/include; ln -s /usr/include/linux /usr/include/asm-generic $$multi/asm $$new/; \
+	    mv -T $$new $@ 2>/dev/null || rm -r $$new
+
+$(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags | $(KERNEL_HEADERS)
 	@echo 'cc $<'
 	$(Q)$(CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
 
@@ -98,7 +109,7 @@ $(OBJDIR)/nodewrap: $(OBJDIR)/front.o
 
 $(BUILD)/python: FORCE
 	@mkdir -p $(BUILD)
-	@printf '%s\n' '$(PYTHON)' >$@.$$$$; if cmp -s $@.$$$$ $@; then rm $@.$$$$; else mv $@.$$$$ $@; fi
+	@$(call rewrite,'$(PYTHON)')
 
 $(VENV)/.base: $(BUILD)/python
 	$(PYTHON) -m venv --clear $(VENV)

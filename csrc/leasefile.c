@@ -175,12 +175,13 @@ static void __attribute__((format(printf, 2, 3))) put(struct out *o, const char 
 
 /* As much of s as fits into one word; what is behind it. */
 static const char *encode(struct out *o, const char *key, const char *s) {
+	char word[NW_LEASE_VALUE + 1] = "%";
 	size_t n = 0;
-	put(o, "%s ", key);
-	if (!*s) put(o, "%%");
-	for (; *s && n + 3 <= NW_LEASE_VALUE; s++, n += plain((unsigned char)s[-1]) ? 1 : 3)
-		put(o, plain((unsigned char)*s) ? "%c" : "%%%02X", (unsigned char)*s);
-	put(o, "\n");
+	for (; *s && n + 3 <= NW_LEASE_VALUE; s++) {
+		if (plain((unsigned char)*s)) word[n++] = *s;
+		else n += (size_t)snprintf(word + n, 4, "%%%02X", (unsigned char)*s);
+	}
+	put(o, "%s %.*s\n", key, n ? (int)n : 1, word);
 	return s;
 }
 

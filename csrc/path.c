@@ -30,14 +30,48 @@ static int follow(int fd, char *rest, const char *path, struct nw_err *e) {
 	return 0;
 }
 
+/* Directories that this run has walked to: a dozen files of it lie in five. They are root's all the way, so that only root could have given their
+ * names another meaning since. */
+static struct {
+	char path[NW_PATH];
+	uid_t owner;
+	int fd;
+} known[8];
+static int knowns;
+
+/* Where the walk begins, and what is still to walk. */
+static int begin(const char *path, uid_t owner, char *rest) {
+	size_t n = 0;
+	int best = -1;
+	for (int i = 0; i < knowns; i++) {
+		size_t len = strlen(known[i].path);
+		if (len <= n || known[i].owner != owner || strncmp(path, known[i].path, len) || path[len] != '/') continue;
+		best = i;
+		n = len;
+	}
+	if (path[0] != '/' || snprintf(rest, PATH_MAX, "%s", path + n) >= PATH_MAX) return -1;
+	return best < 0 ? open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) : fcntl(known[best].fd, F_DUPFD_CLOEXEC, 3);
+}
+
+/* dir: the last directory of path. Not remembered is only slower. */
+static void remember(const char *path, uid_t owner, int dir) {
+	size_t n = (size_t)(strrchr(path, '/') - path);
+	if (knowns == 8 || n == 0 || n >= NW_PATH) return;
+	for (int i = 0; i < knowns; i++)
+		if (known[i].owner == owner && strncmp(known[i].path, path, n) == 0 && !known[i].path[n]) return;
+	int fd = fcntl(dir, F_DUPFD_CLOEXEC, 3);
+	if (fd < 0) return;
+	memcpy(known[knowns].path, path, n);
+	known[knowns].path[n] = 0;
+	known[knowns].owner = owner;
+	known[knowns++].fd = fd;
+}
+
 int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e) {
 	char rest[PATH_MAX], part[NAME_MAX + 1];
-	int dir = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC), links = 0, fd;
+	int dir = begin(path, owner, rest), links = 0, fd;
 	struct stat st;
-	if (dir < 0 || path[0] != '/' || snprintf(rest, sizeof rest, "%s", path) >= PATH_MAX) {
-		nwp_close(&dir);
-		return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
-	}
+	if (dir < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
 	if (nwp_check_trusted(dir, owner, path, "/", &st, e)) goto fail;
 	for (;;) {
 		char *p = rest + strspn(rest, "/");
@@ -75,6 +109,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			/* Nobody but root can put another file under this name in between: the directory has just been checked. */
 			close(fd);
 			fd = openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
+			remember(path, owner, dir);
 			close(dir);
 			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
 			if (nwp_check_trusted(fd, owner, path, part, &st, e)) nwp_close(&fd);

@@ -33,7 +33,6 @@
 #include <sys/fsuid.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/mount.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/resource.h>
@@ -52,6 +51,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "calls.h"
 #include "decision.h"
 #include "err.h"
 #include "guard.h"

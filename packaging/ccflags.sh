@@ -9,8 +9,9 @@ tmp=$(mktemp -d) || exit 1
 trap 'rm -rf "$tmp"' EXIT
 printf '#include <stdio.h>\nint main(void) { return puts("x") < 0; }\n' >"$tmp/t.c"
 
+# shellcheck disable=SC2086  # a compiler and its options
 try() { # OPTION…: printed when a program compiled and linked with it runs
-    "$cc" -O2 -Werror "$@" -o "$tmp/t" "$tmp/t.c" >/dev/null 2>&1 && "$tmp/t" >/dev/null && printf '%s ' "$@"
+    $cc -O2 -Werror "$@" -o "$tmp/t" "$tmp/t.c" >/dev/null 2>&1 && "$tmp/t" >/dev/null && printf '%s ' "$@"
 }
 
 cc=$*
