@@ -3,6 +3,7 @@
 --all               every point: kill before and after each call, and all processes at once, in every case; every call fails with every errno
                     that applies, in every kind with profile batch and none
 --sample N          N of these, chosen by --seed
+--part I/N          of what was asked for, the I-th of N parts (1/N … N/N), which together are the whole
 --deaths            all kills under a running payload
 --phases            these, and all kills of the phases lease -> exec and kill -> release, of one kind per launcher
 --only CASE POINT   one point again, as a violation prints it: setuid/static/batch k:0.3:120 (see points.py)
@@ -86,6 +87,8 @@ class Tally:
     def add(self, answer):
         self.count[answer["point"][0]] += 1
         self.missed += not answer["hits"]
+        if sum(self.count.values()) % 1000 == 0:
+            print(f"# {self.summary().splitlines()[0]}", file=sys.stderr, flush=True)
         if answer["seconds"] > 10:
             self.slow.append((answer["seconds"], answer["case"], answer["point"]))
         if answer["problems"]:
@@ -144,7 +147,8 @@ def chosen(found, asked):
         for case, listing in found.items():
             points += deaths(case, listing)
     place = {case: i for i, case in enumerate(CASES)}
-    return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))
+    part, parts = map(int, asked.part.split("/"))
+    return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))[part - 1 :: parts]
 
 
 def chunks(points):
@@ -176,6 +180,7 @@ def parsed(argv):
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--roles", default="")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--part", default="1/1", metavar="I/N")
     parser.add_argument("--workers", type=int, default=WORKERS)
     return parser.parse_args(argv)
 

@@ -139,12 +139,14 @@ class Listing:
                     yield process, n, name
 
     def kills(self, **which):
-        """Points at which to kill: before each call, and all processes at once before each."""
-        return [Point(what, process.place, n) for process, n, _ in self.calls(**which) for what in "kA"]
+        """Points at which to kill: before each call, and all processes at once before each. Not where the call before has changed nothing that is
+        there after a death: who dies then leaves what it would have left one call earlier."""
+        apart = [(process.place, n) for process, n, _ in self.calls(**which) if n == 1 or process.calls[n - 2][1] not in PRIVATE]
+        return [Point(what, place, n) for place, n in apart for what in "kA"]
 
     def kills_after(self, **which):
-        """After each call, held for a while so that the other processes run as far as they can without this one."""
-        return [Point("a", process.place, n, 20) for process, n, _ in self.calls(**which)]
+        """After each call, held for a while so that the other processes run as far as they can without this one. Not after those of PRIVATE."""
+        return [Point("a", process.place, n, 20) for process, n, name in self.calls(**which) if name not in PRIVATE]
 
     def deaths(self):
         """[points] to be tried together. While the payload runs and would run on: the death of each process that must end it, and of the front and
@@ -214,3 +216,11 @@ ENOENT: chdir rmdir unlink
 ESRCH: kill pidfd_send_signal pidfd_open
 """)
 SHORT = ("write", "pwrite64")
+#: Calls that change nothing but the process that makes them, or nothing at all: its memory, its own settings, what it knows.
+_PRIVATE = """
+access arch_prctl brk capget capset fstat fstatfs futex getcwd getdents64 getegid geteuid getgid getgroups getpid getppid getrandom getresgid
+getresuid getsockname getsockopt gettid getuid getxattr lgetxattr listxattr llistxattr lseek lstat madvise mmap mprotect munmap name_to_handle_at
+newfstatat pread64 prctl prlimit64 readlink readlinkat rseq rt_sigaction rt_sigprocmask rt_sigreturn sched_getaffinity set_robust_list
+set_tid_address sigaltstack stat statfs statx sysinfo umask uname
+"""
+PRIVATE = frozenset(_PRIVATE.split())
