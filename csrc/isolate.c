@@ -242,10 +242,11 @@ int nwp_go(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m;
 	ssize_t n;
 	r->started_us = nwp_realtime_us();
-	if (say(r->payload_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
-	n = recv(r->payload_sock, &m, sizeof m, 0);
+	int gone = say(r->payload_sock);
+	n = recv(r->payload_sock, &m, sizeof m, 0); /* what it gave up for, perhaps before it was told to go */
 	nwp_close(&r->payload_sock);
-	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR) return 0;
+	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR)
+		return gone ? nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began") : 0;
 	m.err.code[sizeof m.err.code - 1] = m.err.text[sizeof m.err.text - 1] = 0;
 	return nw_fail(e, m.err.exit, m.err.code, "%s", m.err.text);
 }

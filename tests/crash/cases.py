@@ -38,6 +38,13 @@ CASES = (
     *(f"userns/{kind}/sweep" for kind in ("map/batch", "log-only/none", "subuid/batch", "credential/none")),
     "setuid/static/none/next", "userns/log-only/none/next",
 )
+#: Of which ``--all`` tries every point: every kind of every launcher in one profile, one kind in the other two, and what is special. The rest is in
+#: the samples: a profile changes what init builds, not who dies when.
+WHOLE = (
+    *(f"setuid/{kind}/batch" for kind in ("static", "pool", "map", "block", "log-only", "bare")), "setuid/static/strict", "setuid/static/none",
+    "setuid/log-only/none", "setuid/credential/none", *(f"userns/{kind}/batch" for kind in ("map", "log-only", "subuid")), "userns/map/strict",
+    "userns/log-only/none", "userns/credential/none", *(case for case in CASES if case.count("/") > 2),
+)
 KINDS = {"subuid": "block", "bare": "log-only", "credential": "testvo"}
 
 

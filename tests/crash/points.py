@@ -167,9 +167,12 @@ class Listing:
         return found
 
     def faults(self, **which):
-        """Each call with each errno that applies to it; not in Python and newuidmap, whose errors are not ours."""
-        found = []
+        """Each call with each errno that applies to it; not in Python and newuidmap, whose errors are not ours, nor before main(), where they are
+        libc's: our first call is umask(2)."""
+        found, first = [], next(n for n, (_, name, _) in enumerate(self.processes["0"].calls, 1) if name == "umask")
         for process, n, name in self.calls(**which, foreign=0):
+            if process.place == "0" and n < first:
+                continue
             found += [Point("f", process.place, n, number) for number in ERRNOS.get(name, ())]
             if name in SHORT:
                 found.append(Point("s", process.place, n))
