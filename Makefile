@@ -19,14 +19,10 @@ MANDIR     ?= $(PREFIX)/share/man
 LIBEXEC    := $(PREFIX)/libexec/nodewrap
 LIB        := $(PREFIX)/lib/nodewrap
 
-BUILD      ?= build
 # The real path: the launcher refuses an interpreter that is reached through a link somebody else owns.
 PYTHON     ?= $(shell readlink -f /usr/bin/python3 2>/dev/null || command -v python3)
-# musl where it is installed: a static glibc asks the processor for its caches at every start, before main(), which takes 0.5 ms in a virtual machine.
-# It has no kernel headers of its own, and must see none of glibc's.
-KERNEL_HEADERS := $(abspath $(BUILD))/kernel
 ifeq ($(origin CC),default)
-CC         := $(if $(shell command -v musl-gcc),musl-gcc -idirafter $(KERNEL_HEADERS),gcc)
+CC         := gcc
 endif
 PANDOC     ?= $(shell command -v pandoc 2>/dev/null)
 # setuid needs root to install; without root there is the user-namespace launcher.
@@ -34,6 +30,7 @@ LAUNCHER   ?= $(if $(ROOT),setuid,userns)
 SERVICE_USER ?= nodewrap
 CALLERS    ?= nodewrap-callers
 
+BUILD      ?= build
 OBJDIR     ?= $(BUILD)/c
 VENV       ?= $(BUILD)/venv
 WHEELS     ?= $(BUILD)/wheels
@@ -85,12 +82,7 @@ $(OBJDIR)/flags: FORCE
 	@mkdir -p $(OBJDIR)
 	@$(call rewrite,'$(subst ','\'',$(CC) $(FLAGS))')
 
-$(KERNEL_HEADERS):
-	@mkdir -p $(@D) && new=$$(mktemp -d $@.XXXXXX) && chmod 755 $$new; multi=/usr/include/$$(gcc -print-multiarch); \
-	    [ -d $$multi/asm ] || multi=/usr/include; ln -s /usr/include/linux /usr/include/asm-generic $$multi/asm $$new/; \
-	    mv -T $$new $@ 2>/dev/null || rm -r $$new
-
-$(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags | $(KERNEL_HEADERS)
+$(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags
 	@echo 'cc $<'
 	$(Q)$(CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
 

@@ -158,7 +158,7 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e) {
 	environ = nothing;
 	c->umask = umask(077);
 	/* Without privilege there is nothing to hide from the caller, and the kernel wants a dumpable process to write id maps for. */
-	if (take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) || take_limits(c, e) || take_ids(r, e) ||
+	if (take_limits(c, e) || take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) || take_ids(r, e) ||
 		name_run(r, e))
 		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	if (argc < 1) return nw_fail(e, NW_USAGE, "NW-USAGE", "started without a name (argc is 0)");

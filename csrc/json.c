@@ -38,10 +38,10 @@ static int unit(const unsigned char *s, char to[8]) {
 	unsigned c;
 	int n = sequence(s, &c);
 	memset(to, 0, 8);
-	if (n == 0) memcpy(to, "\xef\xbf\xbd", 3);
+	if (n == 0) snprintf(to, 8, "\xef\xbf\xbd");
 	else if (c == '"' || c == '\\') to[0] = '\\', to[1] = (char)c;
 	else if (is_active(c)) snprintf(to, 8, "\\u%04x", c);
-	else memcpy(to, s, (size_t)n); /* not snprintf: a record has 1,500 of these, and there are five in a run */
+	else for (int i = 0; i < n; i++) to[i] = (char)s[i]; /* not snprintf: a record has 1,500 of these, and there are five in a run */
 	return n;
 }
 
