@@ -2,10 +2,9 @@
 #include "run.h"
 #include "json.h"
 
-#define LINE 4096            /* one record at most; longer argument lists are cut */
-#define COUNT 21             /* bytes of the counter file */
-#define RESERVE (1L << 20)   /* 250 runs end in it; behind the log and behind the counter */
-#define AHEAD (RESERVE / 16) /* asked for beyond it, where there is room, so that not every record has to ask */
+#define LINE 4096         /* one record at most; longer argument lists are cut */
+#define COUNT 21          /* bytes of the counter file */
+#define RESERVE (1 << 20) /* 250 runs end in it; behind the log and behind the counter */
 #ifndef PATIENCE_MS
 #define PATIENCE_MS 30000
 #endif
@@ -292,7 +291,7 @@ static int count(const struct trail *t) {
 static int set_aside(int fd, off_t from) {
 	struct stat st;
 	if (fstat(fd, &st)) return -1;
-	if (st.st_blocks * 512 >= from + RESERVE || fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE + AHEAD) == 0) return 0;
+	if (st.st_blocks * 512 >= from + RESERVE) return 0;
 	return fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE) && errno != EOPNOTSUPP ? -1 : 0;
 }
 
