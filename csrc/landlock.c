@@ -23,6 +23,10 @@ struct ruleset {
 	uint64_t fs, net, scoped;
 };
 
+struct port_rule {
+	uint64_t allowed, port;
+};
+
 struct wall {
 	int fd;
 	uint64_t fs; /* handled here */
@@ -79,7 +83,7 @@ static int allow_files(const struct nw_run *r, const struct wall *w) {
 
 static int allow_ports(const struct wall *w, const struct nw_ports *ports, uint64_t right) {
 	for (int i = 0; i < ports->n; i++)
-		if (syscall(SYS_landlock_add_rule, w->fd, RULE_PORT, &(struct { uint64_t allowed, port; }){ right, ports->port[i] }, 0)) return -1;
+		if (syscall(SYS_landlock_add_rule, w->fd, RULE_PORT, &(struct port_rule){ right, ports->port[i] }, 0)) return -1;
 	return 0;
 }
 
