@@ -15,7 +15,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
@@ -131,10 +131,10 @@ def build(wanted: Network, start: int, numbers: bytes) -> tuple[Built, list[int]
     """A namespace with the rules of ``numbers``, under the first free address of the range from the ``start``-th on. Raises NetError."""
     made = network.decode(numbers)
     node, (remote, local) = node_addresses(), resolvers()
-    with IPRoute() as outside, inside():
+    with open("/proc/self/net/dev", encoding="ascii") as devices, IPRoute() as outside, inside():  # both stay the node's
         _write("net/ipv6/conf/default/disable_ipv6", "1")
         with IPRoute() as within:
-            address, link = _link(outside, wanted, start)
+            address, link = _link(outside, devices, wanted, start)
             name = f"{network.LINK}{address:08x}"
             outside.link("set", index=link, flags=IFF_UP | IFF_NOARP, change=IFF_UP | IFF_NOARP)
             outside.route("add", family=AF_INET, dst=dotted(address), dst_len=32, oif=link, scope=SCOPE_LINK)
@@ -163,14 +163,19 @@ def _netfilter() -> int:
         return made.detach()
 
 
-def _link(outside: Any, wanted: Network, start: int) -> tuple[int, int]:
-    """(address, index of the node's side). The name says the address, and a name is taken once: it is the lease, and ends with the namespace."""
+def _link(outside: Any, devices: TextIO, wanted: Network, start: int) -> tuple[int, int]:
+    """(address, index of the node's side). The name says the address, and a name is taken once: it is the lease, and ends with the namespace.
+
+    devices: /proc/net/dev of the node, so that only names are tried that look free.
+    """
     size = (1 << (32 - wanted.bits)) - 2
     end = time.monotonic() + PATIENCE
     while True:
-        for at in range(size):
-            address = wanted.address + 1 + (start + at) % size
-            index = _try_link(outside, f"{network.LINK}{address:08x}")
+        devices.seek(0)
+        taken = {line.partition(":")[0].strip() for line in devices}
+        for address in (wanted.address + 1 + (start + at) % size for at in range(size)):
+            name = f"{network.LINK}{address:08x}"
+            index = 0 if name in taken else _try_link(outside, name)
             if index:
                 return address, index
         if time.monotonic() > end:

@@ -15,6 +15,7 @@ import selectors
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
@@ -34,6 +35,8 @@ SOON = 0.02
 BUILD = 10.0
 #: Seconds after a run before a link that somebody still keeps is taken away; most are gone by then.
 KEPT = 0.25
+#: Seconds before a reserve is tried again that could not be made.
+PAUSE = 10.0
 #: Seconds that links of runs which have ended are awaited at the end.
 ENDING = 1.0
 #: Seconds between looks at what the node changed: forwarding, resolvers, our table flushed by a firewall's reload. And at its routes.
@@ -125,6 +128,11 @@ def _give_up() -> None:
 def others(ours: set[int]) -> bool:
     """Whether there are links of payloads that are not ours alone."""
     return any(name.startswith(network.LINK) and link not in ours for link, name in socket.if_nameindex())
+
+
+def say(text: str) -> None:
+    """For the service's journal."""
+    print(f"nodewrap: NW-NETD: {text}", file=sys.stderr, flush=True)
 
 
 def forwarding() -> str:
@@ -231,9 +239,15 @@ class Netd:
         return None
 
     def _look(self) -> None:
-        """What is wrong with the node goes into ``trouble``, which callers are told until it is mended."""
+        """What is wrong with the node goes into ``trouble``, which callers are told until it is mended, and once to stderr."""
         if time.monotonic() < self.look:
             return
+        before = self.trouble
+        self._examine()
+        if self.trouble != before:
+            say(self.trouble or "the node passes packets on again")
+
+    def _examine(self) -> None:
         self.look = time.monotonic() + LOOK
         try:
             changed = self._stamp() != self.stamp
@@ -395,11 +409,12 @@ class Netd:
 
     def _failed(self, numbers: bytes, why: str) -> None:
         """Those who wait for it are told; and it is not tried again at once for the pool's sake. Others' spare addresses are for who needs one."""
-        self.pause = time.monotonic() + 1
+        self.pause = time.monotonic() + PAUSE
         spare = {other: ready for other, ready in self.pool.items() if other != numbers and ready}
         if spare:
             self._drop(spare)
             return
+        say(f"no network made: {why}")
         for peer in [peer for peer in self.waiting if peer.wants == numbers]:
             self._refuse(peer, why)
 

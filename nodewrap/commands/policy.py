@@ -205,7 +205,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: getattr(verdict, name) for name in sorted(verdict.__slots__)}, sort_keys=True, indent=1))
     else:
         told = [] if verdict.permit else [f"told to the pilot: {verdict.code}: {verdict.text}"]
-        given = [network_line(policy["profiles"][verdict.profile])] if verdict.permit else []
+        profile = policy["profiles"][verdict.profile] if verdict.permit else {}
+        given = [network_line(profile)] if verdict.permit and (arguments.surface or "network" in profile) else []
         walls = describe.walls(policy["profiles"][verdict.profile]) if arguments.surface and verdict.permit else []
         print("\n".join([f"policy {policy['digest'][:16]}", *verdict.steps, *given, *told, *walls]))
     return 0 if verdict.permit else 1

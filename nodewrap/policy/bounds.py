@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from nodewrap import network
 from nodewrap.guard import Guard, Range
 from nodewrap.policy.positions import Path
 from nodewrap.policy.source import Sources
@@ -23,9 +24,19 @@ def compare(sources: Sources, policy: Table, guard: Guard, where: str) -> None:
         for name in [name for name in rule["profiles"] if policy["profiles"][name].get("disk") and not guard.tmp_dir]:
             text = f"rule {rule['name']!r}: profile {name} wants directories on disk, {where} has no tmp-dir: it can never start; next: add that line"
             sources.report((*path, "profile"), "NW-POLICY-GUARD", text, True)
+        for name in [name for name in rule["profiles"] if network.mode(policy["profiles"][name]) == "private" and _no_network(guard)]:
+            text = f"rule {rule['name']!r}: profile {name} wants a private network, {where} has {_no_network(guard)}; next: docs/network.md"
+            sources.report((*path, "profile"), "NW-POLICY-GUARD", text, True)
         if guard.max_wall_s < rule["limits"]["wall_s"]:
             text = f"rule {rule['name']!r}: wall is {rule['limits']['wall_s']} s, {where} ends runs at {guard.max_wall_s} s; next: change one of them"
             sources.report((*path, "limits"), "NW-POLICY-GUARD", text, True)
+
+
+def _no_network(guard: Guard) -> str:
+    """Why this guard gives nobody a private network, or ""."""
+    if guard.launcher == "userns":
+        return "launcher userns"
+    return "" if guard.netd and guard.network else "no lines netd and network"
 
 
 def _identity(rule: Table, identity: Table, guard: Guard) -> list[str]:

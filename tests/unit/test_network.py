@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nodewrap import netbuild, netd, network, profiles
-from nodewrap.guard import Network
+from nodewrap.guard import Guard, Network
 from nodewrap.network import Rule, Rules
+from nodewrap.policy import bounds
 from tests.files import CHECKOUT
 
 networks = st.integers(0, 32).flatmap(lambda bits: st.integers(0, (1 << bits) - 1).map(lambda high: Network(high << (32 - bits), bits)))
@@ -130,6 +134,19 @@ def test_small_range_is_not_kept_in_reserve(daemon):
     daemon.wanted = Network(0x0A090000, 30)
     daemon.pool = {b"x": []}
     assert daemon._short() is None
+
+
+def test_guard_that_gives_no_private_network_is_told_when_the_policy_is_checked():
+    told = []
+    rule = {"name": "r", "profiles": ["p"], "identities": [], "limits": {"wall_s": 1}}
+    policy = {"rules": [rule], "profiles": {"p": {"network": "private"}}}
+    sources = SimpleNamespace(report=lambda path, code, text, warning: told.append((code, text)))
+    full = Guard(launcher="setuid", netd="/n", network=Network(0x0A090000, 24))
+    for guard in (full, replace(full, netd=""), replace(full, network=None), replace(full, launcher="userns")):
+        bounds.compare(sources, policy, guard, "G")
+    assert [code for code, _ in told] == ["NW-POLICY-GUARD"] * 3
+    assert "no lines netd and network" in told[0][1]
+    assert "launcher userns" in told[2][1]
 
 
 def test_nft_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
