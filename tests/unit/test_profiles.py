@@ -63,6 +63,22 @@ def test_places_where_pilots_keep_their_own_things_are_in_no_profile(merged):
         assert shown.isdisjoint(hidden), name
 
 
+#: Where /etc/resolv.conf may lead, by who keeps it (their own documentation): a name that batch does not show is a payload without name service.
+RESOLVERS = {
+    "systemd-resolved": "/run/systemd/resolve/stub-resolv.conf", "systemd-resolved, uplink": "/run/systemd/resolve/resolv.conf",
+    "NetworkManager": "/run/NetworkManager/resolv.conf", "resolvconf": "/run/resolvconf/resolv.conf", "netconfig": "/run/netconfig/resolv.conf",
+    "none": "/etc/resolv.conf",
+}
+
+
+@pytest.mark.parametrize("keeper", RESOLVERS)
+def test_the_resolver_file_is_shown_wherever_its_link_leads(merged, keeper):
+    for name in ("batch", "compat"):
+        shown = [path.rstrip("?") for path in merged[name]["read_only"]]
+        assert [path for path in shown if RESOLVERS[keeper] == path or RESOLVERS[keeper].startswith(path + "/")], name
+    assert "/etc/resolv.conf?" in merged["strict"]["read_only"]  # what the link leads to: a bind follows it outside
+
+
 def test_strict_shows_no_private_key_of_the_host(merged):
     shown = {path.rstrip("?") for path in merged["strict"]["read_only"]}
     assert "/etc/grid-security" not in shown
