@@ -8,11 +8,11 @@ import platform
 import signal
 import sys
 
-from bench import cases, measure, relay, table
-from bench.node import Node
+from bench import cases, containers, measure, relay, table
+from bench.node import Node, apptainer
 from tests.site import ROOT
 
-PARTS = ("starts", "mounts", "relay", "kills", "memory", "lines")
+PARTS = ("starts", "mounts", "containers", "relay", "kills", "memory", "lines")
 
 
 def main(argv: list[str]) -> int:
@@ -56,6 +56,10 @@ def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespa
     elif part == "mounts" and ROOT:
         times = measure.starts(node, cases.mount_cases(node, others), asked.runs, asked.mounts)
         show(f"The same with {asked.mounts} more mounts on the host", table.of_starts(times))
+    elif part == "containers" and not apptainer():
+        say("Apptainer or busybox is not installed: containers are left out")
+    elif part == "containers":
+        show("/bin/true in a container, medians", table.of_containers(containers.costs(node, asked.containers)))
     elif part == "relay":
         show(f"{relay.SIZE >> 20} MiB through stdin or stdout", table.of_flows(relay.flows(node, asked.flows)))
         show("Processor time while a payload waits, files as stdio", table.of_idle(relay.idle(node)))
@@ -80,6 +84,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=200, metavar="N", help="starts of each case (200)")
     parser.add_argument("--match", default="", metavar="TEXT", help="only starts with TEXT in their name, and the bare one")
     parser.add_argument("--mounts", type=int, default=1000, metavar="N", help="additional mounts (1000)")
+    parser.add_argument("--containers", type=int, default=30, metavar="N", help="containers of each kind (30)")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="trees of each kind (5)")
     parser.add_argument("--flows", type=int, default=7, metavar="N", help="rounds of the bytes through stdio (7)")
     parser.add_argument("--realtime", action="store_true", help="measure before everything else that runs here (root), on a machine that is not idle")

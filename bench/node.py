@@ -9,10 +9,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests import container
 from tests.pki import VO, Pki
 from tests.site import ROOT, Session, command
 
 CHECKOUT = Path(__file__).parents[1]
+#: The profile, and the VO, of payloads in containers.
+CONTAINED = "contained"
 BUILD = CHECKOUT / "build/bench"
 #: Of documentation (RFC 5737): a node has no way there.
 NETWORK = "203.0.113.0/24"
@@ -65,6 +68,22 @@ def compiled(name: str) -> Path:
     return BUILD / name
 
 
+def apptainer() -> Path | None:
+    own = container.OWN / "usr/bin/apptainer"
+    found = own if own.exists() else shutil.which("apptainer")
+    return Path(found) if found and shutil.which("busybox") else None
+
+
+def contained(top: Path) -> str:
+    """A rule for images in that directory, and a profile that shows the runtime; "" where there is none."""
+    runtime = apptainer()
+    if not runtime:
+        return ""
+    shown = f'add = {{ read_only = ["{container.OWN}"] }}' if runtime.is_relative_to(container.OWN) else ""
+    rule = f'identity = {{ mode = "map" }}\nprofile = "{CONTAINED}"\nimage = "{top}/*"\napptainer = {{ program = "{runtime}" }}'
+    return f'\n[[rule]]\nname = "{CONTAINED}"\nwhen = {{ vo = "{CONTAINED}" }}\n{rule}\n\n[profile.{CONTAINED}]\nlike = "batch"\n{shown}\n'
+
+
 class Place:
     """One installation with its variants of the guard: resident or not, records and leases on disk or in memory."""
 
@@ -88,10 +107,12 @@ class Place:
     def _policy(self) -> str:
         names = {role: account.name for role, account in self.session.accounts.items()}
         setuid = self.site.launcher == "setuid"
-        return POLICY.format(pilot=names["pilot"], vo=VO, pool=POOL.format(**names) if setuid else "", switch=SWITCH if setuid else "")
+        text = POLICY.format(pilot=names["pilot"], vo=VO, pool=POOL.format(**names) if setuid else "", switch=SWITCH if setuid else "")
+        return text + contained(self.session.top)
 
     def _guard(self, resident: bool, in_memory: bool) -> Path:
-        changes: dict[str, Any] = {"allow": ["map batch strict net", "log-only batch"], "policyd": str(self.socket) if resident else None}
+        allow = [f"map batch strict net {CONTAINED}", "log-only batch"]
+        changes: dict[str, Any] = {"allow": allow, "policyd": str(self.socket) if resident else None}
         if self.site.launcher == "setuid":
             ids = sorted(account.uid for account in self.session.accounts.values())
             changes.update(switch_uid=f"{ids[0]}-{ids[-1]}", switch_gid=f"{ids[0]}-{ids[-1]}", map_uid="1900000000-1900000999")

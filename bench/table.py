@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bench.containers import BACKEND, Cost
 from bench.measure import Kill, Memory, Times
 from bench.relay import Flow, Idle
 
@@ -24,6 +25,16 @@ def _start(one: Times, bare: float) -> tuple[str, ...]:
     promise = (f"+{one.case.target:g}", kept(p50 - bare, one.case.target)) if one.case.target else ("", "")
     name = one.case.name + (f" ({one.failed} FAILED)" if one.failed else "")
     return (name, str(len(one.us)), str(one.busy), f"{p50:.2f}", f"{one.at(0.99):.2f}", f"{p50 / bare:.1f}", f"{p50 - bare:+.2f}", *promise)
+
+
+def of_containers(costs: list[Cost]) -> list[str]:
+    head = ("", "ms", "Apptainer's own", "nodewrap's start", "backend's", "promised", "")
+    return _columns([head, *(_container(one) for one in costs)])
+
+
+def _container(one: Cost) -> tuple[str, ...]:
+    ms = [f"{value:.1f}" for value in (one.contained, one.direct, one.own, one.backend)]
+    return (one.launcher, *ms, f"{BACKEND:g}", kept(one.backend, BACKEND))
 
 
 def of_flows(flows: list[Flow]) -> list[str]:

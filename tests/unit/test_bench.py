@@ -10,6 +10,7 @@ from bench import table
 from bench.cases import Case
 from bench.measure import Kill, Memory, Times
 from bench.node import compiled
+from bench.containers import Cost
 from bench.relay import SIZE, Flow, Idle
 from tests.need import need
 
@@ -79,6 +80,11 @@ def test_memory_is_judged_together():
     lines = table.of_memory([Memory("setuid", "launcher", 4000, 2000), Memory("setuid", "init", 3000, 1500)])
     assert lines[-1].split()[2:4] == ["7000", "3500"]
     assert lines[-1].endswith("MISSED")
+
+
+def test_containers_are_judged_by_what_neither_apptainer_nor_the_launcher_takes():
+    lines = table.of_containers([Cost("setuid", 70.0, 60.0, 4.9), Cost("userns", 70.0, 60.0, 5.1)])
+    assert [line.split()[-3:] for line in lines[1:]] == [["5.1", "5", "MISSED"], ["4.9", "5", "kept"]]
 
 
 def test_bytes_through_stdio_are_judged_by_the_median_and_only_where_they_are_carried():
