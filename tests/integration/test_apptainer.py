@@ -130,6 +130,17 @@ def test_pilots_sudden_death_ends_the_container(boxed, images):
     boxed.sweep()
 
 
+def test_payload_cannot_write_to_an_image_of_its_pilots(boxed, images, work):
+    shutil.copytree(images / "directory", work / "image", symlinks=True)
+    for top, _, _ in os.walk(work / "image"):
+        os.chown(top, boxed.pilot.uid, boxed.pilot.gid)
+    policy(boxed, [f"{work}/*"], 'apptainer = { bind = ["/.image:/mnt"] }')
+    (work / "image/mnt").mkdir()
+    ran = boxed.sh("log-only", "cat /mnt/made-for-the-test; touch /mnt/etc/evil", options=["--image", work / "image"])
+    assert (ran.rc, ran.out) == (1, b"yes\n"), ran
+    assert b"Read-only file system" in ran.err
+
+
 def test_glexec_and_a_rule_with_a_backend_use_the_rules_own_image(setuid_node, images):
     policy(setuid_node, [images / "directory"], 'backend = "apptainer"')
     ran = setuid_node.sh("static", "cat /made-for-the-test; env | grep NODEWRAP_IMAGE")

@@ -127,3 +127,8 @@ def test_file_that_it_wants_written_carries_no_rights_and_stays_in_the_payloads_
     assert ran.rc == 201, ran
     assert b"NW-FILE" in ran.err
     assert not os.path.exists("/etc/nodewrap-hostile")
+
+
+@pytest.mark.parametrize("profile", ["batch", "none"])
+def test_image_that_was_never_opened_is_not_shown(hostile, profile):
+    refused(hostile(permit("log-only", profile, (29, 1))), "NW-CHILD")

@@ -8,9 +8,9 @@ import pytest
 
 from bench import table
 from bench.cases import Case
+from bench.containers import Cost
 from bench.measure import Kill, Memory, Times
 from bench.node import compiled
-from bench.containers import Cost
 from bench.relay import SIZE, Flow, Idle
 from tests.need import need
 
