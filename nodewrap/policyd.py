@@ -200,7 +200,8 @@ class Policy:
         policy: dict[str, Any] = self.read[0]
         site = {**policy["site"], "closed": "", "multi_user": True, "unmet": [], "minimum_assurance": 0}
         callers = [{**entry, "uid": [[0, 1 << 32]], "vo": []} for entry in policy["callers"][:1]]
-        rules = [{**rule, "when": {}, "unmet": [], "not_before": 0, "expires": 0} for rule in policy["rules"][:1]]
+        plain = {"when": {}, "unmet": [], "not_before": 0, "expires": 0, "image": {}}  # nobody is there to open an image
+        rules = [{**rule, **plain} for rule in policy["rules"][:1]]
         self.load(hello)
         return {**policy, "site": site, "callers": callers, "rules": rules, "stances": []}, self.read[1], None
 

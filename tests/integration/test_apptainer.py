@@ -12,6 +12,7 @@ import subprocess
 import pytest
 
 from tests import container
+from tests.integration.test_policyd import Resident
 from tests.need import need
 from tests.node import KINDS, until
 
@@ -148,6 +149,20 @@ def test_glexec_and_a_rule_with_a_backend_use_the_rules_own_image(setuid_node, i
     assert "image" not in ran.record("start")["nodewrap"]["declared"]
     policy(setuid_node, [f"{images}/*"], 'backend = "apptainer"')
     refused(setuid_node.sh("static", "true"), 201, "NW-IMAGE", "--image")
+
+
+def test_resident_policy_child_rehearses_and_decides_with_images(setuid_node, images):
+    resident = Resident(setuid_node.site)
+    try:
+        setuid_node.open_guard(deadline_ms="4000", policyd=str(resident.path))
+        policy(setuid_node, [images / "directory"], 'backend = "apptainer"')
+        for _ in range(12):  # more than there were workers before the policy changed
+            ran = setuid_node.sh("log-only", "cat /made-for-the-test")
+            assert (ran.rc, ran.out, ran.err) == (0, b"yes\n", b""), ran
+        refused(setuid_node.sh("log-only", "true", options=["--image", "/usr"]), 203, "NW-IMAGE-DENIED", "/usr")
+    finally:
+        resident.stop()
+        resident.process.stderr.close()
 
 
 # ---- images that are none, or not this site's ----
