@@ -131,7 +131,8 @@ def test_payloads_own_apptainer_contains_everything_in_batch_and_nothing_in_stri
     shutil.copytree(busybox, work / "image", symlinks=True)
     for top, _, _ in os.walk(work / "image"):
         os.chown(top, node.pilot.uid, node.pilot.gid)
-    command = [container.program(), "--quiet", "exec", "-C", work / "image", "sh", "-c", 'cat /made-for-the-test; ls /proc | grep -c "^[0-9]"']
+    script = 'cat /made-for-the-test; ls /proc | grep -c "^[0-9]"'
+    command = [container.program(), "--quiet", "exec", "-C", "--pwd", "/", work / "image", "sh", "-c", script]
     ran = node.run(kind, *command, profile="batch", options=["--workdir", work])
     said = ran.text.split()
     assert (ran.rc, ran.err, said[0]) == (0, b"", "yes"), ran
