@@ -18,6 +18,8 @@ HEAD = struct.Struct(">8sII")
 PIECE = struct.Struct(">IBBBxHHI")
 DNS, OPEN = 1, 2
 MOST = 256
+#: Connections of a payload at a time, those included that the kernel still remembers: its table of them is the whole node's (nf_conntrack_max).
+CONNECTIONS = 4096
 PROTOCOLS = {"": 0, "tcp": 6, "udp": 17}
 MODES = ("host", "none", "private")
 KEYS = ("mode", "allow", "deny", "dns")
@@ -173,6 +175,7 @@ def _steps(made: Rules, resolvers: list[str], node: list[str]) -> Iterator[str]:
     yield 'oif "lo" accept'
     yield "ct state established,related accept"
     yield f"meta nfproto ipv6 {no}"
+    yield f"ct count over {CONNECTIONS} {no}"
     if made.dns and resolvers:
         yield f"ip daddr {{ {', '.join(resolvers)} }} meta l4proto {{ tcp, udp }} th dport 53 goto opened"
     if node:

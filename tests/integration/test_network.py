@@ -274,6 +274,22 @@ def test_only_what_the_policy_allows_and_does_not_deny_is_open(netd):
     assert ran.record("exit")["nodewrap"]["usage"]["connections"] == [f"tcp {WORLD}:80 x1", f"udp {WORLD}:5000 x1"]
 
 
+def test_payload_cannot_fill_the_nodes_table_of_connections(netd):
+    code = f"""
+import socket
+s = socket.socket(type=socket.SOCK_DGRAM)
+sent = 0
+for port in range(10000, 16000):
+    try:
+        sent += s.sendto(b"x", ("{WORLD}", port))
+    except OSError:
+        pass
+print(sent)
+"""
+    ran = netd.node.run("static", "/usr/bin/python3", "-I", "-c", code, profile="net")
+    assert (ran.rc, int(ran.out)) == (0, network.CONNECTIONS), ran
+
+
 def test_nodes_resolvers_answer_unless_the_policy_closes_them(netd):
     resolver = next(iter(netbuild.resolvers()[0]), None)
     if not resolver:
