@@ -24,6 +24,7 @@ static void within(const struct nw_decision *d) {
 		for (int k = 0; k < d->account[i].groups; k++) must(nw_in_ranges(&GUARD.switch_gid, d->account[i].group[k]));
 	}
 	for (int i = 0; i < d->keeps; i++) must(d->keep[i] < 8);
+	must(!d->befores || d->before[0][0] == '/');
 	must(!d->workdir || (d->workdir[0] == '/' && !strstr(d->workdir, "/../")));
 }
 
@@ -32,6 +33,7 @@ static size_t read_all(const struct nw_decision *d) {
 	size_t n = (d->code ? strlen(d->code) : 0) + (d->text ? strlen(d->text) : 0);
 	for (int i = 0; i < d->facts; i++) n += strlen(d->fact[i].key) + strlen(d->fact[i].value);
 	for (int i = 0; i < d->sets; i++) n += strlen(d->set[i]);
+	for (int i = 0; i < d->befores; i++) n += strlen(d->before[i]);
 	for (int i = 0; i < d->files; i++) n += strlen(d->file[i].path) + (d->file[i].content.len ? d->file[i].content.p[0] : 0);
 	return n;
 }

@@ -100,6 +100,7 @@ BASES = {
     "map": [(1, 1), (2, 1), (6, "map"), (7, "batch"), (10, [(1, 1000), (2, 1000), (3, 65536)]), (14, 1)],
     "one": [(1, 1), (2, 1), (6, "map"), (7, "batch"), (10, [(1, 1000), (2, 1000), (3, 1), (4, 0), (5, 0)]), (14, 1)],
     "log-only": [(1, 1), (2, 1), (6, "log-only"), (7, "none"), (14, 3), (11, "/w")],
+    "image": [(1, 1), (2, 1), (6, "log-only"), (7, "none"), (14, 3), (28, "/p"), (28, ""), (29, 1), (23, [(1, "image.path"), (2, "/i")])],
     "deny": [(1, 1), (2, 2), (4, "NW-BAN"), (5, "banned"), (23, [(1, "rule.name"), (2, "b")]), (26, 1)],
     "say": [(1, 1), (2, 0), (3, 5), (5, "usage\n")],
 }
@@ -115,7 +116,7 @@ TEXTS = st.sampled_from([
 VALUES = NUMBERS | TEXTS | st.binary(max_size=12) | st.just([])
 CHANGES = st.lists(st.tuples(
     st.sampled_from(["value", "value", "value", "drop", "again", "tag", "insert", "swap", "inside", "inside", "inside"]),
-    st.integers(0, 99), st.integers(0, 29), VALUES,
+    st.integers(0, 99), st.integers(0, 31), VALUES,
 ), max_size=4)
 
 
@@ -207,6 +208,9 @@ LIMITS = {
     "entry of an account": (4096, lambda n: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), (6, "A" * n)])]),
     "code": (31, lambda n: [(1, 1), (2, 2), (4, "x" * n)]),
     "syslog": (4096, lambda n: [*LOG_ONLY, (27, "x" * n)]),
+    "words in front": (128, lambda n: [*LOG_ONLY, *[(28, f"/{at}") for at in range(n)]]),
+    "word in front": (4095, lambda n: [*LOG_ONLY, (28, "/" + "w" * (n - 1))]),
+    "image": (1, lambda n: [*LOG_ONLY, (29, n)]),
     "cwd": (4095, lambda n: [*LOG_ONLY, (12, "/" + "w" * (n - 1))]),
     "exposed path": (4095, lambda n: [*LOG_ONLY, (13, "/" + "w" * (n - 1))]),
     "file's path": (4095, lambda n: [*LOG_ONLY, (22, [(1, "/" + "w" * (n - 1)), (2, b""), (3, 0), (4, 0)])]),
@@ -235,6 +239,7 @@ def test_delegated_range_is_bounded_alike_without_privilege():
 
 PLACES = {
     "workdir": lambda path: [*LOG_ONLY[:-1], (11, path)], "cwd": lambda path: [*LOG_ONLY, (12, path)], "expose": lambda path: [*LOG_ONLY, (13, path)],
+    "program in front": lambda path: [*LOG_ONLY, (28, path), (28, "..")],
     "file": lambda path: [*LOG_ONLY, (22, [(1, path), (2, b""), (3, 0), (4, 0)])],
     "home": lambda path: [*BASES["switch"][:4], (14, 1), (8, [(1, 3001), (2, 3000), (4, "u"), (5, path)])],
 }
