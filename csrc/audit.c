@@ -177,8 +177,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	if (r->swept) nw_json_bool(&j, "nodewrap.swept", true);
 	if (r->unrecorded) nw_json_bool(&j, "nodewrap.records_lost", true);
 	put_facts(&j, d, "nodewrap");
-	put_id(&j, "nodewrap.pilot.uid", r->caller.uid);
-	put_id(&j, "nodewrap.pilot.gid", r->caller.gid);
+	if (r->caller.uid != (uid_t)-1) put_id(&j, "nodewrap.pilot.uid", r->caller.uid), put_id(&j, "nodewrap.pilot.gid", r->caller.gid);
 	nw_json_int(&j, "nodewrap.pilot.pid", r->caller.ppid);
 	put_facts(&j, d, "nodewrap.pilot");
 	put_facts(&j, d, "nodewrap.subject");

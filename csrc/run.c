@@ -7,9 +7,13 @@
 
 static struct nw_run run;
 
+/* Once: a log that fails for the start fails for the end too. */
 static void tell(const struct nw_err *e) {
+	static char last[700];
 	char line[700];
 	int n = snprintf(line, sizeof line, "nodewrap: %s: %s\n", e->code, e->text);
+	if (strcmp(line, last) == 0) return;
+	snprintf(last, sizeof last, "%s", line);
 	nwp_write_all(2, line, (size_t)n < sizeof line ? (size_t)n : sizeof line - 1);
 }
 
@@ -100,13 +104,24 @@ static int give_terminal(struct nw_run *r, struct nw_err *e) {
 	return nw_fail(e, NW_INTERNAL, "NW-STDIO", "the payload's terminal cannot be given to it: %s", strerror(errno));
 }
 
+/* Who would get the answer may have been killed while a disk kept us waiting. */
+static int deserted(struct nw_run *r, struct nw_err *e) {
+	bool keeper = r->role == NW_KEEPER;
+	struct pollfd p = { keeper ? r->front : r->caller.parent, keeper ? 0 : POLLIN, 0 }; /* of a socket the hang-up, which is always told */
+	return poll(&p, 1, 0) == 1 ? nw_fail(e, NW_INTERNAL, "NW-GONE", "who asked for it was killed before the payload was started; nothing was executed") : 0;
+}
+
 static int start(struct nw_run *r, struct nw_err *e) {
 	if (lease(r, e) || give_terminal(r, e) || nwp_start(r, e) || (r->degrades && nwp_record(r, "degrade", NULL, false, e))) return -1;
 	if (r->role == NW_KEEPER && nwp_let_go()) return nw_fail(e, NW_INTERNAL, "NW-KEEPER", "/dev/null: %s", strerror(errno));
 	nwp_close_payload_ends(r);
-	if (nwp_lease_starting(r, e)) return -1;
+	if (deserted(r, e) || nwp_lease_starting(r, e)) return -1;
 	if (nwp_record(r, "start", NULL, true, e)) { /* I6: durable, or nothing is executed */
 		if (strcmp(e->code, NW_UNSURE) == 0) r->started_us = nwp_realtime_us(); /* perhaps there is a start: then its end follows */
+		return -1;
+	}
+	if (deserted(r, e)) { /* the start is on record: so will be its end */
+		r->started_us = nwp_realtime_us();
 		return -1;
 	}
 	nwp_glexec_syslog(r);

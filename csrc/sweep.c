@@ -97,9 +97,12 @@ static int lock_ids(struct nw_run *r, uint32_t id, struct nw_err *e) {
 		close(fd);
 		return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s is locked by somebody else; sweep again", r->guard.state, name);
 	}
-	if (pread(fd, text, 36, 0) != 36 || strcmp(text, r->run)) close(fd);
+	ssize_t n = pread(fd, text, 36, 0);
+	/* Empty, with the lease there still: lost with the power, as nobody syncs it. Written again, it keeps others off should we not come to the end. */
+	if (n >= 0 && !text[0] && (ftruncate(fd, 0) || dprintf(fd, "%s %10u\n", r->run, r->id.block) != 48)) n = -1;
+	if (n < 0 || (text[0] && strcmp(text, r->run))) close(fd);
 	else r->id.lock = fd, r->id.lock_id = id;
-	return 0;
+	return n < 0 ? nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: %s", r->guard.state, name, strerror(errno)) : 0;
 }
 
 /* The directory that its pilot has renamed, maybe to keep what the payload made there: by the number that the file system gave it. It wants any
@@ -144,7 +147,8 @@ static int find_work(struct nw_run *r, const struct nw_lease *l, bool this_boot,
 	nwp_close(&r->work.fd);
 	if (l->has_handle && r->launcher->privileged) {
 		if ((r->work.fd = by_handle(l, this_boot)) == -2 || (r->work.fd >= 0 && nwp_look_at(&r->work)))
-			return nw_fail(e, NW_INTERNAL, "NW-LEASE", "%.300s cannot be found from here; sweep where its file system is mounted", l->path);
+			return nw_fail(
+				e, NW_INTERNAL, "NW-LEASE", "%.300s cannot be found from here; sweep where its file system is mounted", l->path);
 		if (is_leased(&r->work, l, this_boot)) return 0;
 		nwp_close(&r->work.fd);
 	}
@@ -217,7 +221,7 @@ static int sweep(const struct nw_run *by, const char *name) {
 	struct stat st = { 0 };
 	int fd, got = take(by, name, &fd, &st, &e), state = got < 0 ? BROKEN : LIVE;
 	if (got == 0 && fd < 0) return SWEPT; /* by somebody else */
-	if (got > 0 && st.st_size == 0) /* died before it had written it, that is, before it had done anything */
+	if (got > 0 && st.st_size == 0)       /* died before it had written it, that is, before it had done anything */
 		state = unlinkat(by->leases, name, 0) ? (broken(&e, strerror(errno)), BROKEN) : SWEPT;
 	else if (got > 0) state = finish(by, name, fd, &e);
 	return report(name, state, &e);
@@ -236,12 +240,30 @@ static pid_t start(struct nw_run *by, const char *name) {
 static bool done(pid_t p, int ms) {
 	struct pollfd end = { nwp_pidfd_open(p), POLLIN, 0 };
 	int status;
-	if (end.fd < 0 || poll(&end, 1, ms) != 1) {
+	bool dead = end.fd >= 0 && poll(&end, 1, ms) == 1;
+	if (!dead) {
 		kill(p, SIGKILL);
-		poll(&end, 1, DYING_MS);
+		dead = end.fd >= 0 && poll(&end, 1, DYING_MS) == 1;
 	}
 	nwp_close(&end.fd);
-	return waitpid(p, &status, WNOHANG) == p && WIFEXITED(status) && (WEXITSTATUS(status) == SWEPT || WEXITSTATUS(status) == LIVE);
+	/* A dead one can be waited for, if perhaps not at once: a debugger may have it first (ptrace(2)). */
+	return waitpid(p, &status, dead ? 0 : WNOHANG) == p && WIFEXITED(status) && (WEXITSTATUS(status) == SWEPT || WEXITSTATUS(status) == LIVE);
+}
+
+/* Round and round. */
+static struct dirent *next(DIR *d) {
+	struct dirent *x = readdir(d);
+	if (!x) rewinddir(d);
+	return x ? x : readdir(d);
+}
+
+/* How many entries, and on to any one of them: a sweep with little time does not always come to the same ones first, which may be hopeless. */
+static uint64_t anywhere(DIR *d) {
+	uint64_t total = 0;
+	while (readdir(d)) total++;
+	rewinddir(d);
+	for (uint64_t skip = reporting || !total ? 0 : nwp_realtime_us() % total; skip > 0; skip--) readdir(d);
+	return total;
 }
 
 /* All dead leases, or one; how many are left as they are. */
@@ -251,7 +273,8 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 	int left = 0, n = 0;
 	DIR *d = nwp_list(by->leases);
 	if (!d) return 1;
-	for (struct dirent *x; (x = readdir(d)) || n > 0;) {
+	uint64_t total = anywhere(d), at = 0;
+	for (struct dirent *x; (x = at++ < total ? next(d) : NULL) || n > 0;) {
 		size_t len = x ? strlen(x->d_name) : 0;
 		if (x && (len != 42 || strcmp(x->d_name + 36, ".lease") || (only && strncmp(only, x->d_name, 36)))) continue;
 		if (n == TOGETHER || !x) { /* room for one more, or the last ones */
@@ -299,13 +322,36 @@ int nwp_sweep_before(struct nw_run *r, struct nw_err *e) {
 	return 0;
 }
 
+/* By whom, and as much as its lease says of it. Durable, or the lease stays. */
+static int record_forgotten(const struct nw_run *by, const char *run, int fd, struct nw_err *e) {
+	static struct nw_run dead;
+	static struct nw_lease l;
+	struct nw_err why = { 0 }, bad;
+	nwp_init(&dead, by->launcher);
+	dead.caller.uid = (uid_t)-1; /* the pilot: not known */
+	if (fd >= 0 && read_lease(fd, &l, &bad) == 0 && strncmp(l.run, run, 36) == 0) rebuild(&dead, by, &l, false);
+	dead.guard = by->guard;
+	dead.role = NW_KEEPER;
+	dead.swept = true;
+	dead.started_us = 0;
+	snprintf(dead.run, sizeof dead.run, "%.36s", run);
+	memcpy(dead.boot, by->boot, sizeof dead.boot);
+	memcpy(dead.host, by->host, sizeof dead.host);
+	nw_fail(&why, NW_INTERNAL, "NW-LEASE", "the lease was removed by uid %u; what the run may have left was not looked at", (unsigned)getuid());
+	return nwp_record(&dead, "forget", &why, true, e);
+}
+
 static int forget(struct nw_run *by, const char *run) {
 	char name[48];
+	struct stat st;
 	snprintf(name, sizeof name, "%.36s.lease", run);
 	int fd = openat(by->leases, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK); /* -1: not there, or no file that could be locked */
 	bool live = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB);
 	struct nw_err e = { 0 };
-	int state = live ? LIVE : unlinkat(by->leases, name, 0) ? (broken(&e, strerror(errno)), BROKEN) : FORGOTTEN;
+	int state = live ? LIVE : FORGOTTEN;
+	if (!live && fstatat(by->leases, name, &st, AT_SYMLINK_NOFOLLOW)) state = (broken(&e, strerror(errno)), BROKEN);
+	else if (!live && record_forgotten(by, run, fd, &e)) state = LEFT;
+	else if (!live && unlinkat(by->leases, name, 0)) state = (broken(&e, strerror(errno)), BROKEN);
 	nwp_close(&fd); /* our process ends without it as well; a lock let go in this order is a file that is gone */
 	return report(name, state, &e);
 }
@@ -318,7 +364,8 @@ static int prepare(struct nw_run *by, struct nw_launcher *l, struct nw_err *e) {
 	if (nwp_load_guard(by, e)) return -1;
 	l->name = nw_launcher_name(&by->guard);
 	l->privileged = strcmp(l->name, "userns") != 0;
-	if (l->privileged && geteuid()) return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE", "the leases of the %s launcher are root's; sweep as root", l->name);
+	if (l->privileged && geteuid())
+		return nw_fail(e, NW_INTERNAL, "NW-PRIVILEGE", "the leases of the %s launcher are root's; sweep as root", l->name);
 	return nwp_identify(by, e) || (by->leases = nwp_state_dir(by, "leases", e)) < 0 ? -1 : 0;
 }
 
@@ -332,7 +379,8 @@ int nwp_sweep_main(int argc, char **argv) {
 	umask(077);
 	reporting = true;
 	if (argc > 1 && (!one || strlen(argv[2]) != 36)) nw_fail(&e, NW_USAGE, "NW-USAGE", "nodewrap-sweep [--run RUN | --forget RUN]");
-	else if (prepare(&by, &launcher, &e) == 0) return forgetting ? forget(&by, argv[2]) != FORGOTTEN : sweep_all(&by, one ? argv[2] : NULL, 0) > 0;
+	else if (prepare(&by, &launcher, &e) == 0)
+		return forgetting ? forget(&by, argv[2]) != FORGOTTEN : sweep_all(&by, one ? argv[2] : NULL, 0) > 0;
 	fprintf(stderr, "nodewrap: %s: %s\n", e.code, e.text);
 	return e.exit;
 }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import fcntl
 import json
 import os
 import signal
 import subprocess
+import time
 import uuid
 from pathlib import Path
 
@@ -343,8 +347,118 @@ def test_forget_removes_the_lease_and_its_account_is_free_again(setuid_node):
     run = name.split(".")[0]
     (setuid_node.site.state / "leases" / name).write_text("x")
     assert setuid_node.sweep()[0] == 1
+    before = setuid_node.site.audit_size()
     assert setuid_node.sweep("--forget", run)[1] == [{"run": run, "state": "forgotten"}]
+    (record,) = setuid_node.site.records(before)
+    assert (record["event"]["action"], record["event"]["outcome"], record["nodewrap"]["run"]["id"]) == ("forget", "failure", run)
+    assert "uid 0" in record["event"]["message"]
+    assert "uid" not in record["nodewrap"]["pilot"], "not known from a lease like that"
     assert setuid_node.run("static", "/bin/true").rc == 0
+
+
+def test_what_a_forgotten_lease_says_of_its_run_is_on_record_and_without_a_record_it_stays(setuid_node):
+    live = start(setuid_node, "static", "batch")
+    abandon(setuid_node, live)
+    (name,) = setuid_node.site.leases()
+    run, log = name.split(".")[0], setuid_node.site.audit
+    before = setuid_node.site.audit_size()
+    log.chmod(0o666)  # not trusted, so nothing can be recorded
+    code, reports, _ = setuid_node.sweep("--forget", run)
+    assert (code, reports[0]["state"], reports[0]["code"]) == (1, "left", "NW-TRUST")
+    assert setuid_node.site.leases() == [name]
+    log.chmod(0o640)
+    assert setuid_node.sweep("--forget", run)[1][0]["state"] == "forgotten"
+    (record,) = setuid_node.site.records(before)
+    assert record["nodewrap"]["subject"]["dn"]
+    assert record["nodewrap"]["pilot"]["uid"] == str(setuid_node.pilot.uid)
+    assert record["user"]["id"] == str(setuid_node.site.accounts["user1"].uid)
+
+
+def test_a_lease_whose_sweeper_is_dead_but_cannot_be_reaped_at_once_counts_as_swept(setuid_node):
+    """A debugger has a zombie first, and hands it on when it has waited for it itself (ptrace(2))."""
+    live = start(setuid_node, "static", "batch")
+    abandon(setuid_node, live)
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(setuid_node.site.state / "ids" / str(setuid_node.site.accounts["user1"].uid), "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # for which it waits a second
+        process = subprocess.Popen([setuid_node.site.prefix / "libexec/nodewrap/nodewrap-sweep"], stdout=subprocess.PIPE)
+        child = int(until(lambda: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().strip(), "its sweeper"))
+        assert libc.ptrace(0x4206, child, None, None) == 0  # PTRACE_SEIZE
+
+    def goes_on():
+        """A traced process stops for each signal; its end is left to be waited for."""
+        with contextlib.suppress(ChildProcessError):  # it has ended
+            stop = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG)
+        if alive(child) and stop:
+            libc.ptrace(7, child, None, stop.si_status & 0x7F)  # PTRACE_CONT
+        return not alive(child)
+
+    try:
+        until(goes_on, "it has finished")
+        time.sleep(0.3)
+    finally:
+        os.waitpid(child, 0x40000000)  # __WALL
+    out, _ = process.communicate(timeout=20)
+    assert json.loads(out)["state"] == "swept"
+    assert process.returncode == 0
+
+
+#: What makes a lease that a sweep cannot finish: a work directory on a file system that it does not see.
+ELSEWHERE = "work chown 1 2 3\nhandle 1 00\npath /nonexistent-nodewrap/x\nready\n"
+
+
+def test_an_id_whose_lock_lost_its_content_with_the_power_is_not_leased_again(setuid_node):
+    """The lease is synced, ids/N is not: after a power cut it may be empty."""
+    live = start(setuid_node, "static", "batch")
+    abandon(setuid_node, live)
+    (name,) = setuid_node.site.leases()
+    lease = setuid_node.site.state / "leases" / name
+    text = lease.read_text()
+    lease.write_text(text.replace("ready\n", ELSEWHERE))
+    lock = setuid_node.site.state / "ids" / str(setuid_node.site.accounts["user1"].uid)
+    whole = lock.read_bytes()
+    for lost in (b"", bytes(len(whole))):
+        lock.write_bytes(lost)
+        ran = setuid_node.run("static", "/bin/true")
+        assert (ran.rc, b"NW-POOL-BUSY" in ran.err) == (202, True), ran
+        assert lock.read_bytes() == whole
+    lease.write_text(text)
+    assert setuid_node.run("static", "/bin/true").rc == 0
+
+
+def test_leases_that_take_all_the_time_do_not_keep_the_others_from_their_turn_for_ever(setuid_node):
+    """Before a run there are two seconds for eight at once; each of these waits one for a lock that somebody else has."""
+    live = start(setuid_node, "map", "batch")
+    abandon(setuid_node, live)
+    (name,) = setuid_node.site.leases()
+    directory, ids = setuid_node.site.state / "leases", setuid_node.site.state / "ids"
+    text, uid = (directory / name).read_text(), (directory / name).read_text().split("\nid ")[1].split()[0]
+    made, locks = {}, []
+    for number in range(1, 28):
+        run, own = str(uuid.UUID(int=uuid.UUID(name[:36]).int + number)), str(int(uid) + number)
+        lines = [line.replace(name[:36], run) for line in text.splitlines(True) if not line.startswith(("cgroup", "init", "keeper", "starting"))]
+        other = [" ".join(own if word == uid else word for word in line.rstrip("\n").split(" ")) + "\n" for line in lines]
+        (directory / f"{run}.lease").touch(mode=0o600)
+        (directory / f"{run}.lease").write_text("".join(other))
+        (ids / own).write_text(f"{run}          1\n")
+        made[f"{run}.lease"] = own
+    order = [entry.name for entry in os.scandir(directory) if entry.name in made]
+    for lease in order[:-1]:
+        locks.append(os.open(ids / made[lease], os.O_RDWR))
+        fcntl.flock(locks[-1], fcntl.LOCK_EX)
+    try:
+        for _ in range(12):
+            assert setuid_node.run("log-only", "/bin/true").rc == 0
+            if not (directory / order[-1]).exists():
+                break
+        else:
+            pytest.fail("the last one never had its turn")
+    finally:
+        for lock in locks:
+            os.close(lock)
+    code, reports, _ = setuid_node.sweep()
+    assert code == 0, reports
+    assert is_clean(setuid_node)
 
 
 def test_a_live_run_cannot_be_forgotten(setuid_node):
