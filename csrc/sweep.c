@@ -262,7 +262,7 @@ static uint64_t anywhere(DIR *d) {
 	uint64_t total = 0;
 	while (readdir(d)) total++;
 	rewinddir(d);
-	for (uint64_t skip = reporting || !total ? 0 : nwp_realtime_us() % total; skip > 0; skip--) readdir(d);
+	for (uint64_t skip = reporting || !total ? 0 : nwp_realtime_us() % total; skip > 0; skip--) (void)readdir(d);
 	return total;
 }
 

@@ -364,14 +364,15 @@ def test_what_a_forgotten_lease_says_of_its_run_is_on_record_and_without_a_recor
     before = setuid_node.site.audit_size()
     log.chmod(0o666)  # not trusted, so nothing can be recorded
     code, reports, _ = setuid_node.sweep("--forget", run)
-    assert (code, reports[0]["state"], reports[0]["code"]) == (1, "left", "NW-TRUST")
-    assert setuid_node.site.leases() == [name]
     log.chmod(0o640)
+    assert (code, reports[0]["state"], reports[0]["code"]) == (1, "left", "NW-PATH-WRITABLE")
+    assert setuid_node.site.leases() == [name]
     assert setuid_node.sweep("--forget", run)[1][0]["state"] == "forgotten"
     (record,) = setuid_node.site.records(before)
     assert record["nodewrap"]["subject"]["dn"]
     assert record["nodewrap"]["pilot"]["uid"] == str(setuid_node.pilot.uid)
     assert record["user"]["id"] == str(setuid_node.site.accounts["user1"].uid)
+    assert setuid_node.run("static", "/bin/true").rc == 0, "its account is free again"
 
 
 def test_a_lease_whose_sweeper_is_dead_but_cannot_be_reaped_at_once_counts_as_swept(setuid_node):
