@@ -8,11 +8,11 @@ import platform
 import signal
 import sys
 
-from bench import cases, containers, measure, relay, table
+from bench import cases, containers, measure, relay, table, trees
 from bench.node import Node, apptainer
 from tests.site import ROOT
 
-PARTS = ("starts", "mounts", "containers", "relay", "kills", "memory", "lines")
+PARTS = ("starts", "mounts", "containers", "relay", "kills", "trees", "memory", "lines")
 
 
 def main(argv: list[str]) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         if ROOT and not node.places["setuid"].networks:
             say("private networks are left out: there is no nft, or net.ipv4.ip_forward is 0")
         others = working_peers(node)
-        for part in asked.only or [part for part in PARTS if not (asked.realtime and part == "kills")]:
+        for part in asked.only or [part for part in PARTS if not (asked.realtime and part in ("kills", "trees"))]:
             run(part, node, others, asked)
     finally:
         node.close()
@@ -65,6 +65,9 @@ def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespa
         show("Processor time while a payload waits, files as stdio", table.of_idle(relay.idle(node)))
     elif part == "kills" and ROOT:
         show("A tree and its end: from the order to the proof that nothing is left", table.of_kills(measure.kills(node, asked.kills)))
+    elif part == "trees":
+        for name, where in trees.places():
+            show(f"Cleaning large trees {name}, {asked.trees} rounds", table.of_trees(trees.cleaned(where, asked.trees, trees.SHAPES)))
     elif part == "memory":
         show("Resident memory while a payload sleeps", table.of_memory(measure.memory(node)))
     elif part == "lines":
@@ -86,6 +89,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--mounts", type=int, default=1000, metavar="N", help="additional mounts (1000)")
     parser.add_argument("--containers", type=int, default=30, metavar="N", help="containers of each kind (30)")
     parser.add_argument("--kills", type=int, default=5, metavar="N", help="trees of each kind (5)")
+    parser.add_argument("--trees", type=int, default=3, metavar="N", help="rounds of large trees (3)")
     parser.add_argument("--flows", type=int, default=7, metavar="N", help="rounds of the bytes through stdio (7)")
     parser.add_argument("--realtime", action="store_true", help="measure before everything else that runs here (root), on a machine that is not idle")
     parser.add_argument("--only", nargs="+", choices=PARTS, help="only these parts")

@@ -5,8 +5,9 @@ from __future__ import annotations
 from bench.containers import BACKEND, Cost
 from bench.measure import Kill, Memory, Times
 from bench.relay import Flow, Idle
+from bench.trees import RM, Cleaned
 
-KILL_S, MEMORY_KB, C_LINES, GB_S, IDLE_PERCENT = 0.5, 3072, 3500, 2.0, 3.0
+KILL_S, MEMORY_KB, C_LINES, GB_S, IDLE_PERCENT, OF_RM = 0.5, 3072, 3500, 2.0, 3.0, 1.0
 HEAD = ("", "n", "busy", "p50 ms", "p99 ms", "× bare", "+ ms", "promised", "")
 
 
@@ -59,6 +60,18 @@ def of_kills(kills: list[Kill]) -> list[str]:
 def _kill(one: Kill) -> tuple[str, ...]:
     judged = "MISSED" if one.left else kept(one.seconds, KILL_S)
     return (one.name, str(one.processes), f"{one.seconds:.3f}", str(one.left), f"{KILL_S}", judged)
+
+
+def of_trees(found: list[Cleaned]) -> list[str]:
+    """remove is what rm does; the other two look at every entry and give it back."""
+    return _columns([("", "entries", "s p50", "× rm -rf", "peak KiB", "promised", ""), *map(_tree, found)])
+
+
+def _tree(one: Cleaned) -> tuple[str, ...]:
+    name = (f"{one.shape}: {one.what}", f"{one.entries}", f"{one.seconds:.3f}")
+    if one.what == RM:
+        return (*name, "", "", "", "")
+    return (*name, f"{one.ratio:.2f}", str(one.peak_kib), f"{OF_RM:g}", kept(one.ratio, OF_RM))
 
 
 def of_memory(parts: list[Memory]) -> list[str]:

@@ -83,13 +83,14 @@ DIR *nwp_list(int dir) {
 	return d;
 }
 
-/* The end of a child of ours, after ms by our hand (-1: never); at once when it cannot be watched. Its wait status. */
+/* The end of a child of ours, after ms by our hand (-1: never); at once when it cannot be watched. Its wait status. A child that we may not kill
+ * (an LSM's word) is not waited for: it goes with us. */
 int nwp_wait(pid_t p, int ms) {
 	struct pollfd end = { ms < 0 ? -1 : nwp_pidfd_open(p), POLLIN, 0 };
-	int status = 0;
-	if (ms >= 0 && (end.fd < 0 || poll(&end, 1, ms) != 1)) kill(p, SIGKILL);
+	int status = 0, how = 0;
+	if (ms >= 0 && (end.fd < 0 || poll(&end, 1, ms) != 1) && kill(p, SIGKILL)) how = WNOHANG;
 	nwp_close(&end.fd);
-	while (waitpid(p, &status, 0) < 0 && errno == EINTR)
+	while (waitpid(p, &status, how) < 0 && errno == EINTR)
 		;
 	return status;
 }
