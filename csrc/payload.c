@@ -153,7 +153,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	if (nwp_write_all(sock, &ready, sizeof ready)) _exit(125);
 	/* While the launcher records the start: the kernel translates the filter, which takes 0.1 ms. */
 	if (filter && nw_lock(filter, len)) give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
-	if (read(sock, &go, 1) != 1) _exit(125);
+	if (read(sock, &go, 1) != 1) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no word to start for", "the payload");
 	if (!argv[0]) /* glexec without a command: the files were all that was asked for */
 		_exit(0);
 	sigemptyset(&none);

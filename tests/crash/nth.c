@@ -186,7 +186,7 @@ static int entry(struct proc *p, const struct __ptrace_syscall_info *s) {
 		if (x->hit || x->n != p->calls || strcmp(x->place, p->place)) continue;
 		if (x->what == 'k' || x->what == 'A') return arrive(p, x);
 		if (x->what == 'a') p->at = x;
-		else change(p, x, s);
+		else if (x->what == 'f' || s->entry.nr == SYS_write || s->entry.nr == SYS_pwrite64) change(p, x, s); /* half of a read is nothing that happens */
 	}
 	return 1;
 }
