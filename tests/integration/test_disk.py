@@ -69,10 +69,9 @@ def on_disk(node, kind):
     subprocess.run(["rm", "-rf", place], check=True)
 
 
-@pytest.mark.parametrize("profile", ["strict", "batch"])
-def test_tmp_is_a_private_directory_on_disk_and_gone_with_the_run(case, profile):
+def test_tmp_is_a_private_directory_on_disk_and_gone_with_the_run(case):
     node, kind, place = case
-    for _ in range(2):
+    for profile in ("strict", "batch"):
         found = node.python(kind, LOOK, profile=profile)
         assert "tmpfs" not in found["kind"]
         assert (found["empty"], found["mode"]) == ([[], []], ["0o1777", "0o1777"])
@@ -138,7 +137,7 @@ def test_a_dead_run_leaves_it_to_the_sweep(case):
     assert not any(node.settled().values())
 
 
-@pytest.mark.parametrize("other", ["/etc", "{place}", "{place}/../else", "{place}x/{run}", "{place}/{run}/0"])
+@pytest.mark.parametrize("other", ["{place}", "{place}x/{run}", "{place}/{run}/0"])
 def test_a_lease_that_names_another_directory_is_left_alone(disk, other):
     node, kind, place = disk
     abandon(node, kind)
