@@ -7,7 +7,7 @@
 set -eu
 
 dir=$(realpath -m "${1:?usage: apptainer.sh DIR}")
-if [ -x "$dir/usr/bin/apptainer" ]; then exit 0; fi
+if "$dir/usr/bin/apptainer" --version >/dev/null 2>&1; then exit 0; fi # a checkout that was moved has one that does not start
 command -v apt-get >/dev/null || { echo 'no apt-get here: install apptainer from EPEL, or the release of its project' >&2; exit 1; }
 # shellcheck disable=SC2016  # apt's own placeholders
 mirror=$(apt-get indextargets --format '$(SITE) $(RELEASE)' 'Created-By: Packages' | awk '$1 ~ /\/debian$/ { print $1; exit }')

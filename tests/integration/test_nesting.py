@@ -115,9 +115,9 @@ def busybox(home):
     shutil.rmtree(path)
 
 
-def with_apptainer(node):
-    """The payload sees the tests' Apptainer, and may bring images."""
-    text = node.policy_text().replace('"batch", "strict"]\n', '"batch", "strict"]\nimage = "/home/*"\n')
+def with_apptainer(node, top):
+    """The payload sees the tests' Apptainer, and may bring images that are below top."""
+    text = node.policy_text().replace('"batch", "strict"]\n', f'"batch", "strict"]\nimage = "{top}/*"\n')
     shown = container.profile() + container.profile("strict")
     node.site.policy(f'{text}\n[apptainer]\nprogram = "{container.program()}"\n{shown}')
 
@@ -127,7 +127,7 @@ def test_payloads_own_apptainer_contains_everything_in_batch_and_nothing_in_stri
     if (launcher, kind) == ("userns", "block"):
         request.getfixturevalue("delegated")
     node = request.getfixturevalue(f"{launcher}_node")
-    with_apptainer(node)
+    with_apptainer(node, work.parent)
     shutil.copytree(busybox, work / "image", symlinks=True)
     for top, _, _ in os.walk(work / "image"):
         os.chown(top, node.pilot.uid, node.pilot.gid)
@@ -146,7 +146,7 @@ def test_payloads_own_apptainer_contains_everything_in_batch_and_nothing_in_stri
 def test_pilot_in_a_container_runs_payloads_in_a_second_one(userns_node, busybox, work):
     """LHCb's case: the whole pilot is in Apptainer, and each payload in one of its own, three user namespaces deep."""
     node = userns_node
-    with_apptainer(node)
+    with_apptainer(node, work.parent)
     payload = ["/bin/sh", "-c", "cat /made-for-the-test; echo $$ >made; sleep 98765 & exit 7"]
     inner = list(map(os.fspath, node.argv("map", payload, "batch", ["--workdir", work, "--image", busybox])))
     mine = [word for place in (container.OWN,) if place.exists() for word in ("--bind", os.fspath(place))]
