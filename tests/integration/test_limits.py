@@ -20,7 +20,7 @@ from tests.need import need
 from tests.node import until
 
 MIB = 1 << 20
-CONTROLLERS = "+memory +pids +cpu"
+CONTROLLERS = ("memory", "pids", "cpu", "io")
 #: Takes n MiB, told when it has them, and stays. A sleeper beside it, which a kill of one process would leave.
 HOG = """
 import subprocess, sys, time
@@ -44,7 +44,7 @@ class Slot:
     def __init__(self, pilot, delegated=True):
         self.top = V2 / f"nwtest-limits-{os.getpid()}"
         self.place = self.top / "pilot"
-        (V2 / "cgroup.subtree_control").write_text(CONTROLLERS)
+        (V2 / "cgroup.subtree_control").write_text(" ".join(f"+{name}" for name in CONTROLLERS))
         for group in (self.top, self.place):
             group.mkdir()
             for path in (group, group / "cgroup.procs", group / "cgroup.subtree_control"):
@@ -70,9 +70,9 @@ class Slot:
 @pytest.fixture
 def slot(session):
     need("root", "cgroup2")
-    if not {"memory", "pids", "cpu"} <= set((V2 / "cgroup.controllers").read_text().split()):
+    if not set(CONTROLLERS) <= set((V2 / "cgroup.controllers").read_text().split()):
         # Not need(): a build machine with cgroup v1 cannot be given them. The kernel that has them is too slow for every build.
-        pytest.skip("no memory, pids, cpu in cgroup v2 here: make test-kernel runs this")
+        pytest.skip("no memory, pids, cpu, io in cgroup v2 here: make test-kernel runs this")
     made = Slot(session.accounts["pilot"])
     yield made
     made.close()
@@ -93,21 +93,21 @@ def hog(size):
 
 
 def test_limits_stand_in_the_runs_own_cgroup(node, slot):
-    limited(node, 'memory = "256MiB"\nswap = "1MiB"\nprocesses = 99\ncpus = 0.5\ncpu_weight = 50', slot)
+    limited(node, 'memory = "256MiB"\nswap = "1MiB"\nprocesses = 99\ncpus = 0.5\ncpu_weight = 50\nio_weight = 20', slot)
     with slot:
         live = node.start(kind(node), "sleep", "60", profile="strict")
     (group,) = slot.runs()
     assert group.parent == slot.top, "where the pilot is, a group hands nothing down"
     wanted = {
         "memory.max": str(256 * MIB), "memory.swap.max": str(MIB), "memory.oom.group": "1", "pids.max": "100", "cpu.max": "50000 100000",
-        "cpu.weight": "50",
+        "cpu.weight": "50", "io.weight": "default 20",
     }
     assert {name: (group / name).read_text().strip() for name in wanted} == wanted
     assert not [what for what in live.events[0].get("degrade", ()) if what.startswith("limit-")]
     owner = 0 if node.privileged else node.pilot.uid
     assert {(group / name).stat().st_uid for name in wanted} == {owner}
     start = node.site.records()[-1]
-    assert start["nodewrap"]["limits"] == {"memory": 256 * MIB, "swap": MIB, "processes": 99, "cpus": 50000, "cpu_weight": 50}
+    assert start["nodewrap"]["limits"] == {"memory": 256 * MIB, "swap": MIB, "processes": 99, "cpus": 50000, "cpu_weight": 50, "io_weight": 20}
     os.kill(live.pid, signal.SIGTERM)
     assert live.end()[0] == 143
     assert live.events[-1]["by"] == "exit"
@@ -318,7 +318,7 @@ def test_a_work_directory_that_outgrows_scratch_ends_the_run(request, home, dele
     limited(node, 'scratch = "8MiB"')
     fill = "mkdir -p a/b && head -c 20000000 /dev/urandom >a/b/x && chmod 0 a/b/x a/b a"
     script = f"{fill} && trap 'echo term; exit 9' TERM; while :; do sleep 0.1; done"
-    ran = node.sh(who, script, profile=profile, options=["--workdir", str(workdir(node, home))])
+    ran = node.sh(who, script, profile=profile, options=["--wall", "20", "--workdir", str(workdir(node, home))])
     assert (ran.rc, ran.out) == (9, b"term\n"), ran
     assert ran.record("exit")["process"]["ended_by"] == "scratch"
     assert ran.seconds < 20
