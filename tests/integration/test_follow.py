@@ -8,6 +8,7 @@ import os
 import signal
 import struct
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -55,10 +56,21 @@ def place(node, home):
         subprocess.run(["rm", "-rf", top], check=True)
 
 
-def start(node, profile):
-    live = node.start("log-only", "/bin/sh", "-c", SHELL, profile=profile)
-    assert live.process.stdout.readline() == b"ready\n"
-    return live
+@pytest.fixture
+def start(node):
+    """Starts a payload of that profile. One that waits for a mount that never comes is ended, and says nothing more."""
+    timers = []
+
+    def started(profile):
+        live = node.start("log-only", "/bin/sh", "-c", SHELL, profile=profile)
+        timers.append(threading.Timer(20, live.process.kill))
+        timers[-1].start()
+        assert live.process.stdout.readline() == b"ready\n"
+        return live
+
+    yield started
+    for timer in timers:
+        timer.cancel()
 
 
 def ask(live, path):
@@ -68,11 +80,11 @@ def ask(live, path):
 
 
 @pytest.mark.parametrize("profile", ["strict", "batch"])
-def test_a_mount_made_later_on_the_host_appears_and_goes_with_it(node, place, profile):
+def test_a_mount_made_later_on_the_host_appears_and_goes_with_it(start, place, profile):
     later, still = place / "cvmfs/later", place / "still/later"
     later.mkdir()
     still.mkdir()
-    live = start(node, profile)
+    live = start(profile)
     assert ask(live, later / "file") == ["none", "no"]
     for path in (later, still):
         mount("nwtest", path, "tmpfs", 0, "mode=0755")
@@ -85,11 +97,11 @@ def test_a_mount_made_later_on_the_host_appears_and_goes_with_it(node, place, pr
 
 
 @pytest.mark.skipif(landlock_abi() < 2, reason="needs Landlock ABI 2")
-def test_what_is_mounted_later_is_the_hosts_to_protect_and_in_strict_landlocks_too(node, place):
+def test_what_is_mounted_later_is_the_hosts_to_protect_and_in_strict_landlocks_too(start, place):
     later = place / "cvmfs/later"
     later.mkdir()
     for profile, written in (("batch", "yes"), ("strict", "no")):
-        live = start(node, profile)
+        live = start(profile)
         mount("nwtest", later, "tmpfs", 0, "mode=0777")
         (later / "file").write_text("there\n")
         (later / "file").chmod(0o666)
@@ -99,7 +111,9 @@ def test_what_is_mounted_later_is_the_hosts_to_protect_and_in_strict_landlocks_t
 
 
 def automount(place, writing):
-    """The automounter of place: whatever name is asked for is a file system with that name in it (autofs.rst, protocol 5). Does not return."""
+    """The automounter of place: whatever name is asked for is a file system with that name in it (autofs.rst, protocol 5). It ends with the test, and
+    then look-ups fail."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     os.setpgid(0, 0)
     reader, writer = os.pipe()
     mount("nwtest", place, "autofs", 0, f"fd={writer},pgrp={os.getpgrp()},minproto=5,maxproto=5,indirect")
@@ -115,7 +129,7 @@ def automount(place, writing):
         fcntl.ioctl(top, AUTOFS_READY, token)
 
 
-def test_the_automounter_is_asked_by_the_payload_and_its_mount_appears(node, place):
+def test_the_automounter_is_asked_by_the_payload_and_its_mount_appears(start, place):
     if "autofs" not in Path("/proc/filesystems").read_text():
         pytest.skip("needs autofs in the kernel")
     reader, writer = os.pipe()
@@ -128,7 +142,7 @@ def test_the_automounter_is_asked_by_the_payload_and_its_mount_appears(node, pla
     os.close(writer)
     try:
         assert os.read(reader, 1) == b"1", "the automounter did not start"
-        live = start(node, "strict")
+        live = start("strict")
         assert ask(live, place / "cvmfs/atlas.example.org/file") == ["atlas.example.org", "no"]
         assert ask(live, place / "cvmfs/cms.example.org/file") == ["cms.example.org", "no"]
         assert live.end()[:2] == (0, b"")
