@@ -305,7 +305,7 @@ def test_descriptors_and_file_sizes_are_limited(node):
 
 
 def workdir(node, home):
-    work = home / "work"
+    work = home / "limited"  # goes with the home; a name that no other test's directory has
     shutil.rmtree(work, ignore_errors=True)
     subprocess.run(["install", "-d", "-o", str(node.pilot.uid), "-g", str(node.pilot.gid), work], check=True)
     return work
