@@ -379,6 +379,7 @@ static bool exposed(const struct nw_run *r) {
 	struct stat st;
 	if (!r->launcher->privileged) return false; /* its log is the pilot's own */
 	if (r->role != NW_KEEPER || r->swept) return true;
+	if (!r->cgroup[0]) return r->guard.cgroup[0]; /* no group of the run's own: then we are in the pilot's, whosever that is */
 	snprintf(path, sizeof path, "%s", r->cgroup);
 	for (char *end; (end = strrchr(path, '/')) && (size_t)(end - path) > strlen(r->guard.cgroup);) {
 		*end = 0;
@@ -453,6 +454,7 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	/* By a child, and only so long: a pipe that the pilot keeps full must not keep the run, its limits and its end waiting. */
 	pid_t us = getpid(), p = n ? fork() : -1;
 	if (p == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us)) _exit(1); /* it has the lease's lock */
+	if (p == 0) nwp_as_pilot(r, true); /* whose descriptor it is */
 	if (p == 0) _exit(nwp_write_all(r->decision.status_fd, line, n) != 0);
 	if (p > 0 && nwp_wait(p, STATUS_MS)) nwp_close(&r->decision.status_fd);
 }

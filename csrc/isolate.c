@@ -22,16 +22,22 @@ static void go_beside(const struct nw_run *r, char *at) {
 
 /* The run's own cgroup, below the caller's: the batch system's limits and accounting go on to hold (I15). Only its name: the lease is first. */
 int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
-	char line[512] = "", *at = line + 3, *nl;
+	char *line = NULL, *at;
+	size_t size = 0;
+	ssize_t n = 0;
 	if (!r->guard.cgroup[0]) return 0;
 	FILE *f = fopen("/proc/self/cgroup", "re");
-	while (f && fgets(line, sizeof line, f) && strncmp(line, "0::", 3)) line[0] = 0;
+	/* Whole lines: those of the other hierarchies have names that the pilot may have chosen. */
+	while (f && (n = getline(&line, &size, f)) > 0 && strncmp(line, "0::/", 4))
+		;
 	if (f) fclose(f);
-	if ((nl = strchr(line, '\n'))) *nl = 0;
-	bool fits = !strncmp(line, "0::/", 4);
+	bool fits = f && n > 4 && n < 512 && line[n - 1] == '\n';
+	at = fits ? line + 3 : NULL;
+	if (fits) line[n - 1] = 0;
 	if (fits && !at[1]) *at = 0; /* the top itself */
 	if (fits) go_beside(r, at);
 	fits = fits && snprintf(r->cgroup, sizeof r->cgroup, "%s%s/nodewrap-%s", r->guard.cgroup, at, r->run) < (int)sizeof r->cgroup;
+	free(line);
 	if (fits && !strstr(r->cgroup, "/..") && nw_lease_holds(r->cgroup)) return 0; /* a name that a sweep would not take is no use */
 	r->cgroup[0] = 0;
 	return nwp_degrade(r, "cgroup", e);

@@ -70,6 +70,7 @@ static void remember(const char *path, uid_t owner, int dir) {
 int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e) {
 	char rest[PATH_MAX], part[NAME_MAX + 1];
 	int dir = begin(path, owner, rest), links = 0, fd;
+	bool elsewhere = false; /* what path names lies in another directory than path says */
 	struct stat st;
 	if (dir < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: not an absolute path that can be opened", path);
 	if (nwp_check_trusted(dir, owner, path, "/", &st, e)) goto fail;
@@ -94,6 +95,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			goto fail;
 		}
 		if (S_ISLNK(st.st_mode)) {
+			elsewhere |= last;
 			char target[2];
 			bool absolute = readlinkat(fd, "", target, 1) == 1 && target[0] == '/';
 			int bad = ++links > LINKS ? nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: too many links", path) : follow(fd, rest, path, e);
@@ -109,7 +111,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			/* Nobody but root can put another file under this name in between: the directory has just been checked. */
 			close(fd);
 			fd = openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
-			remember(path, owner, dir);
+			if (!elsewhere) remember(path, owner, dir);
 			close(dir);
 			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
 			if (nwp_check_trusted(fd, owner, path, part, &st, e)) nwp_close(&fd);

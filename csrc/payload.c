@@ -22,6 +22,7 @@ static int write_file(const struct nw_file *f) {
 static int apply_limits(struct nw_run *r) {
 	struct nw_decision *d = &r->decision;
 	for (int i = 0; i < d->limits; i++) {
+		if (d->limit[i].resource >= RLIM_NLIMITS) continue; /* limits.c: of the cgroup */
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
 		rlim_t most = d->limit[i].value;
 		if (l->rlim_cur > most) l->rlim_cur = most;

@@ -201,7 +201,9 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	bool ready = prepare(r, &e) == 0;
 	if (r->role == NW_FRONT) {
 		nwp_close_payload_ends(r);
+		nwp_as_pilot(r, true);
 		nwp_supervise(r);
+		nwp_as_pilot(r, false);
 		code = nwp_front_end(r, &e) ? e.exit : r->code;
 	} else code = carry_through(r, ready, &e);
 	if (r->role == NW_KEEPER) {

@@ -191,6 +191,7 @@ bool nw_wants_credentials(int argc, char *const *argv, char *const *env);
 int nwp_identify(struct nw_run *r, struct nw_err *e);
 /* As the caller: file-system ids switched for the time of one call. */
 int nwp_as_caller(const struct nw_run *r, bool on);
+void nwp_as_pilot(const struct nw_run *r, bool on);
 
 /* path.c */
 int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e);

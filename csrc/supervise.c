@@ -28,10 +28,20 @@ static bool suspended; /* the payload, with the front */
 static bool ended;     /* the payload: what there is to relay is no longer its */
 static bool impatient; /* somebody wants us to end: a reader who does not read must not keep us */
 
+/* One that stays with whom it is connected to. Others belong to the pilot's network, and connect(2) takes them anywhere in it. */
+static bool is_connection(int fd) {
+	struct sockaddr_un peer;
+	socklen_t size = sizeof peer, length = sizeof(int);
+	int type;
+	return getpeername(fd, (struct sockaddr *)&peer, &size) == 0 && peer.sun_family == AF_UNIX &&
+	       getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && (type == SOCK_STREAM || type == SOCK_SEQPACKET);
+}
+
 /* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
- * typed into). Pipes and sockets cannot give more; /dev/null has nothing to give. */
+ * typed into). Pipes and local connections cannot give more; /dev/null has nothing to give. */
 static bool harmless(int fd, struct stat *st) {
-	return fstat(fd, st) == 0 && (S_ISFIFO(st->st_mode) || S_ISSOCK(st->st_mode) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3)));
+	if (fstat(fd, st)) return false;
+	return S_ISFIFO(st->st_mode) || (S_ISSOCK(st->st_mode) && is_connection(fd)) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3));
 }
 
 static int relay(struct nw_run *r, int fd) {

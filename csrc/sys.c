@@ -110,3 +110,13 @@ int nwp_pidfd_open(pid_t pid) {
 int nwp_pidfd_signal(int fd, int sig) {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);
 }
+
+/* While the front reads and writes what the pilot gave us: the kernel asks at each read or write, not only at open, who is there (root's reserve of a
+ * file system, set-id bits, files of /proc). The real id is the pilot's anyway, the saved one stays ours. */
+void nwp_as_pilot(const struct nw_run *r, bool on) {
+	uid_t uid = on ? r->caller.uid : 0;
+	gid_t gid = on ? r->caller.gid : 0;
+	if (!r->launcher->privileged) return;
+	if (!on && setresuid((uid_t)-1, 0, (uid_t)-1)) abort();
+	if (setresgid((gid_t)-1, gid, (gid_t)-1) || setresuid((uid_t)-1, uid, (uid_t)-1)) abort(); /* as for nwp_as_caller */
+}

@@ -11,6 +11,7 @@ import shutil
 import stat
 import subprocess
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -473,3 +474,17 @@ def test_refusals_one_after_the_other_leave_no_descriptor_process_or_lock(setuid
     errors = [record for record in setuid_node.site.records(before) if record["event"]["action"] == "error"]
     assert len(errors) == 20
     assert json.dumps(errors)
+
+
+def test_interpreter_that_is_a_link_does_not_change_where_its_neighbours_are_looked_for(node):
+    """A directory that was walked to is known again by the name that it has, not by that of a link out of another one."""
+    site = node.site
+    beside = Path(site.read_guard()["script"][0]).parent / "python-by-link"
+    beside.symlink_to(Path("/usr/bin/python3").resolve())
+    if not node.privileged:
+        os.chown(beside, node.pilot.uid, node.pilot.gid, follow_symlinks=False)
+    try:
+        site.guard(python=str(beside))
+        assert node.run("map", "/bin/true").rc == 0
+    finally:
+        beside.unlink()

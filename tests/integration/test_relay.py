@@ -10,6 +10,7 @@ import random
 import socket
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +180,47 @@ def test_file_system_that_hangs_does_not_keep_the_payload_from_being_killed(setu
     finally:
         fs.tell(hold=None)
         fs.close()
+
+
+# ---- whose rights the pilot's own descriptors are used with ----
+
+
+def test_pilots_descriptors_are_used_with_the_pilots_rights(setuid_node, tmp_path):
+    """Where the kernel asks at read(2) who is there: addresses of root's processes (proc(5), startcode, startstack), which are 0 or 1 for others."""
+    node, stat = setuid_node, "/proc/self/stat"
+
+    def words(argv, **who):
+        with open(stat, "rb") as stdin:  # this process's, root
+            done = subprocess.Popen(argv, stdin=stdin, stdout=subprocess.PIPE, **who)
+            return done.communicate(timeout=20)[0].rpartition(b")")[2].split()[23:26]
+
+    assert words(["/bin/cat"])[2] != b"0"  # what root sees
+    mine = words(["/bin/cat"], user=node.pilot.uid, group=node.pilot.gid, extra_groups=[])
+    with open(stat, "rb") as stdin:
+        process = node.site.start(node.argv("map", ["/bin/cat"]), stdin=stdin, stdout=subprocess.PIPE)
+        out, _ = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert out.rpartition(b")")[2].split()[23:26] == mine
+
+
+def test_front_has_the_pilots_effective_ids_while_the_payload_runs(setuid_node):
+    live = setuid_node.start("map", "/bin/sh", "-c", "read x")
+    lines = dict(line.split(":\t", 1) for line in Path(f"/proc/{live.process.pid}/status").read_text().splitlines())
+    pilot = str(setuid_node.pilot.uid)
+    assert (lines["Uid"].split(), lines["CapEff"].strip("0")) == ([pilot, pilot, "0", pilot], "")
+    assert live.end(b"\n")[0] == 0
+
+
+@pytest.mark.parametrize("profile", ["batch", "strict"])
+def test_socket_of_the_pilots_network_is_not_handed_over(node, profile):
+    """connect(2) with AF_UNSPEC and then with an address would take it anywhere in the pilot's network."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        mine = socket.create_connection(server.getsockname())
+        peer, _ = server.accept()
+        with mine, peer:
+            process = node.site.start(
+                node.argv("map", ["/bin/sh", "-c", "stat -L -c %F /proc/self/fd/0; cat"], profile), stdin=mine, stdout=subprocess.PIPE
+            )
+            peer.sendall(b"bytes\n")
+            peer.shutdown(socket.SHUT_WR)
+            assert process.communicate(timeout=20)[0] == b"fifo\nbytes\n"
