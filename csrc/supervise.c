@@ -30,7 +30,7 @@ static bool impatient; /* somebody wants us to end: a reader who does not read m
 
 /* One that stays with whom it is connected to. Others belong to the pilot's network, and connect(2) takes them anywhere in it. */
 static bool is_connection(int fd) {
-	struct sockaddr_un peer;
+	struct sockaddr_un peer = { 0 };
 	socklen_t size = sizeof peer, length = sizeof(int);
 	int type;
 	return getpeername(fd, (struct sockaddr *)&peer, &size) == 0 && peer.sun_family == AF_UNIX &&
