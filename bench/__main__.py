@@ -66,8 +66,8 @@ def run(part: str, node: Node, others: list[cases.Case], asked: argparse.Namespa
     elif part == "kills" and ROOT:
         show("A tree and its end: from the order to the proof that nothing is left", table.of_kills(measure.kills(node, asked.kills)))
     elif part == "trees":
-        for name, where in trees.places():
-            show(f"Cleaning large trees {name}, {asked.trees} rounds", table.of_trees(trees.cleaned(where, asked.trees, trees.SHAPES)))
+        for name, where, shapes in trees.places():
+            show(f"Cleaning large trees {name}, {asked.trees} rounds", table.of_trees(trees.cleaned(where, asked.trees, shapes)))
     elif part == "memory":
         show("Resident memory while a payload sleeps", table.of_memory(measure.memory(node)))
     elif part == "lines":

@@ -109,10 +109,10 @@ def _clean(program: Path, top: Path, what: str, ids: tuple[int, int]) -> tuple[f
     return took, left.get("peak_kib", 0)
 
 
-def places() -> list[tuple[str, Path]]:
-    """Where trees are grown: on disk (/var/tmp), and in memory where there is room."""
-    found = [("on disk", Path("/var/tmp"))]
+def places() -> list[tuple[str, Path, dict[str, int]]]:
+    """Where trees are grown, and which: in memory where there is room, and smaller ones on disk (/var/tmp)."""
+    found = [("on disk", Path("/var/tmp"), {shape: n // 20 for shape, n in SHAPES.items()})]
     memory = Path("/dev/shm")
     if memory.is_dir() and shutil.disk_usage(memory).free > 1 << 30:
-        found.append(("in memory", memory))
+        found.insert(0, ("in memory", memory, SHAPES))
     return found
