@@ -1,8 +1,7 @@
-/* System calls for which the C library has no function: musl, and glibc before 2.36 (EL9 has 2.34). Arguments as in their manual pages. */
+/* System calls for which the C library has no function: glibc before 2.36 (EL9 has 2.34). Arguments as in their manual pages. */
 #ifndef NW_CALLS_H
 #define NW_CALLS_H
 
-#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -10,7 +9,6 @@
 #include <sys/mount.h>
 #else
 #include <linux/mount.h> /* an older sys/mount.h cannot be had together with it */
-#include <linux/stat.h>
 #define MNT_DETACH 2
 int mount(const char *source, const char *target, const char *type, unsigned long flags, const void *data);
 int umount2(const char *target, int flags);
@@ -37,16 +35,6 @@ static inline int move_mount(int from, const char *from_path, int to, const char
 
 static inline int mount_setattr(int dir, const char *path, unsigned flags, struct mount_attr *attributes, size_t size) {
 	return (int)syscall(SYS_mount_setattr, dir, path, flags, attributes, size);
-}
-#endif
-
-#ifndef __GLIBC__
-static inline int close_range(unsigned first, unsigned last, int flags) {
-	return (int)syscall(SYS_close_range, first, last, flags);
-}
-
-static inline int statx(int dir, const char *path, int flags, unsigned mask, struct statx *into) {
-	return (int)syscall(SYS_statx, dir, path, flags, mask, into);
 }
 #endif
 
