@@ -110,7 +110,7 @@ static int open_anchor(struct nw_run *r, const char *dir, const char *name) {
 	struct nw_err e = { 0 };
 	int at = dir[0] ? nwp_open_trusted(dir, nwp_trusted_owner(r), O_PATH | O_DIRECTORY, &e) : -1, fd;
 	if (at < 0) {
-		errno = ENOENT;
+		errno = dir[0] ? ENOTDIR : ENOENT; /* a directory that is named and cannot be had is the site's fault, not the credential's */
 		return -1;
 	}
 	fd = nwp_openat2(at, name, O_RDONLY | O_NONBLOCK | O_NOCTTY, 0, RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS);

@@ -17,6 +17,7 @@ PERMIT = 1
 VERDICTS = {203: 2, 201: 3, 202: 4}
 KINDS = {"caller": 1, "ca": 2, "voms": 3, "image": 4}
 CREDENTIAL_MAX = 1 << 20
+ENOTDIR = 20
 ERRNO = {
     2: "does not exist", 13: "cannot be read by the caller", 20: "leads through a file", 21: "is a directory", 22: "is not a regular file",
     27: "is larger than 1 MiB", 40: "is a symbolic link",
@@ -119,7 +120,8 @@ class Files:
         error, _, data = self._open(kind, name)
         if error in (0, 2):
             return data if error == 0 else None
-        raise model.Refusal(202, "NW-TRUST", f"trust anchor {name}: {os.strerror(error)}; see {kind}-dir in the guard")
+        why = "its directory is missing, or is not root's alone" if error == ENOTDIR else os.strerror(error)
+        raise model.Refusal(202, "NW-TRUST", f"trust anchor {name}: {why}; see {kind}-dir in the guard")
 
     def credential(self, path: str, uid: int) -> bytes:
         """The caller's own credential file, once. Refuses what is not a plain file of the caller's that nobody else can read (H02, H04)."""
@@ -176,6 +178,9 @@ def decide(req: Request, caller: Caller, policy: "dict[str, Any]", credentials: 
     except model.Refusal as no:
         return refusal(no, record)
     record += _declared(ask)
+    ask.subject = _claimed(ask)
+    if ask.credential:
+        ask.subject.assurance = "none"  # until it is verified: a name that a bad credential was shown for is nobody's
     try:
         return _decide(ask, req, caller, policy, credentials, Files(sock), record)
     except model.Refusal as no:
@@ -188,8 +193,7 @@ def _bypass(
     """An internal error is never a permit by itself: only where the site says so, after its bans, log-only, and always with an alarm (I11)."""
     if ask.image or no.code == "NW-APPTAINER":
         return refusal(no, record, ask.status_fd)  # without its container it would be another run than the one that is permitted
-    claimed = model.Subject("none", *ask.declared.get("subject", [""]), *ask.declared.get("vo", [""]))
-    verdict = evaluate.on_internal_error(policy, _facts(ask, req, caller, claimed))
+    verdict = evaluate.on_internal_error(policy, _facts(ask, req, caller, ask.subject))
     if not verdict.permit:
         return refusal(no, record, ask.status_fd)
     record += [("rule.name", verdict.rule), ("note", _cut(f"bypass of {no.code}: {no.text}"))]
@@ -201,7 +205,7 @@ def _decide(
     ask: model.Ask, req: Request, caller: Caller, policy: "dict[str, Any]", credentials: "Any", files: Files, record: "list[tuple[str, str]]",
 ) -> "list[tuple[int, object]]":
     pem = files.credential(ask.credential, req.uid) if ask.credential else b""
-    subject = _subject(ask, pem, policy, credentials, files, req)
+    subject = ask.subject = _subject(ask, pem, policy, credentials, files, req)
     record += _subject_facts(subject)
     verdict = _evaluate(ask, policy, _facts(ask, req, caller, subject))
     record += [("rule.name", verdict.rule), ("reason", _cut(verdict.steps[-1]))]
@@ -267,10 +271,7 @@ def _declared(ask: model.Ask) -> "list[tuple[str, str]]":
 
 def _subject(ask: model.Ask, pem: bytes, policy: "dict[str, Any]", credentials: "Any", files: Files, req: Request) -> model.Subject:
     if not pem:
-        said = ask.declared
-        claimed = model.Subject("declared" if said.get("subject") else "none", *said.get("subject", [""]), *said.get("vo", [""]))
-        claimed.fqans, claimed.kind = said.get("fqan", []), "declared"
-        return claimed
+        return _claimed(ask)
     if credentials is None:
         raise model.Refusal(202, "NW-CHILD-HINT", "the launcher did not announce a credential; launcher and policy layer do not match")
     options = credentials.Options()
@@ -283,6 +284,13 @@ def _subject(ask: model.Ask, pem: bytes, policy: "dict[str, Any]", credentials: 
         if wanted and wanted != [subject.dn if name == "subject" else subject.vo]:
             raise model.Refusal(203, "NW-DECLARED-OTHER", f"--declare {name} is not what the credential proves; leave it out")
     return subject
+
+
+def _claimed(ask: model.Ask) -> model.Subject:
+    said = ask.declared
+    claimed = model.Subject("declared" if said.get("subject") else "none", *said.get("subject", [""]), *said.get("vo", [""]))
+    claimed.fqans, claimed.kind = said.get("fqan", []), "declared"
+    return claimed
 
 
 def _subject_facts(subject: model.Subject) -> "list[tuple[str, str]]":

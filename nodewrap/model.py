@@ -75,11 +75,12 @@ class Ask:
     env_set: list of "NAME=value" from ``--env``. status_fd: -1 when absent. job_id: free text or "". declared_id: GLEXEC_ID.
     argv_from: index into argv at which the payload's command starts. search: look the command up in PATH.
     expose: caller's directories to show inside. wall_s: 0 when not asked for. image: absolute path of a container image, or "".
+    subject: whose payload it is as far as that is known, assurance ``none`` while a credential is not verified.
     """
 
     __slots__ = (
         "argv_from", "credential", "declared", "declared_id", "env_set", "expose", "image", "job_id", "mode", "profile",
-        "search", "source_proxy", "status_fd", "style", "target_proxy", "wall_s", "workdir",
+        "search", "source_proxy", "status_fd", "style", "subject", "target_proxy", "wall_s", "workdir",
     )
 
     def __init__(self, style: str = "run") -> None:
@@ -95,6 +96,7 @@ class Ask:
         self.env_set: list[str] = []
         self.expose: list[str] = []
         self.image = ""
+        self.subject = Subject()
         self.status_fd = -1
         self.job_id = ""
         self.argv_from = 0

@@ -6,12 +6,15 @@ import re
 
 from nodewrap.credentials.attribute import NO_REVOCATION, Ac, read_acs
 from nodewrap.credentials.certificate import VOMS_ACS, Certificate
-from nodewrap.credentials.errors import deny, parsing, show
+from nodewrap.credentials.errors import deny, show
 from nodewrap.credentials.keys import signed_by
 from nodewrap.credentials.names import same_text
 from nodewrap.credentials.path import check_path
 from nodewrap.credentials.trust import VOMS_TIME, X509_TIME, Context
 from nodewrap.model import Refusal
+
+#: Exit status of what is wrong with the site (model.Refusal).
+INTERNAL = 202
 
 #: Names become a path below vomsdir: no slash, no leading dot.
 _AUTHORITY = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,254})://([A-Za-z0-9][A-Za-z0-9.-]{0,254}):[0-9]{1,5}")
@@ -35,10 +38,13 @@ def check_voms(chain: list[Certificate], context: Context) -> Attributes:
     """Attributes from ``chain`` (leaf … end-entity certificate): those of the proxy nearest to the leaf that has any, each checked in full.
 
     Refusal NW-VOMS-… when there are none or one is not good; with allow_without_voms a note instead, and then no attribute at all.
+    A file of the site's that cannot be read says nothing about them: that (202) stays what it is.
     """
     try:
         return _read_attributes(chain, context)
     except Refusal as found:
+        if found.exit == INTERNAL:
+            raise
         refusal = _as_voms(found)
         if not context.options.allow_without_voms:
             raise refusal from found.__cause__
@@ -163,8 +169,10 @@ def _check_lsc(vo: str, host: str, path: list[Certificate], context: Context) ->
             f"{file} is missing in vomsdir, so VOMS server {host} may not speak for VO {vo}; "
             "install the VO's LSC file if it may",
         )
-    with parsing(f"{file} in vomsdir", "NW-VOMS-LSC"):
+    try:
         chains = _lsc_chains(data.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise Refusal(INTERNAL, "NW-TRUST", f"{file} in vomsdir is no text (UTF-8); install the VO's LSC file again") from error
     names = [certificate.subject.oneline for certificate in path]
     if not any(_fits(chain, names) for chain in chains):
         raise deny("NW-VOMS-LSC", f"{file} in vomsdir does not name {names[0]} issued by {names[1]}; correct the file if the VO's server changed")

@@ -139,15 +139,21 @@ def _has(view: _View, least: int) -> str:
 def _banned(view: _View) -> bool:
     for number, why in _hits(view):
         ban = view.policy["bans"][number]
-        if ban["expires"] and ban["expires"] <= view.facts.now:
-            view.step("ban " + ban["name"] + ": expired")
-        elif ban["not_before"] > view.facts.now:
-            view.step("ban " + ban["name"] + ": not yet in force")
+        over = _over(ban, view)
+        if over:
+            view.step("ban " + ban["name"] + ": " + over)
         else:
             view.verdict.rule = ban["name"]
             return view.deny("NW-BANNED", "ban " + ban["name"] + " by " + why + (", " + ban["reason"] if ban["reason"] else ""))
     view.step("bans: none applies")
     return False
+
+
+def _over(item: "dict[str, Any]", view: _View) -> str:
+    """Why its dates keep a ban from being in force now, or ""."""
+    if item["expires"] and item["expires"] <= view.facts.now:
+        return "expired"
+    return "not yet in force" if item["not_before"] > view.facts.now else ""
 
 
 def _hits(view: _View) -> "list[tuple[int, str]]":
@@ -360,12 +366,36 @@ def _grant(verdict: model.Verdict, identity: "dict[str, Any]", profile: str, lim
     verdict.steps.append("permit: mode " + verdict.mode + ", profile " + profile)
 
 
+def _unasked(view: _View) -> str:
+    """A ban in force that only a subject's name, VO or FQAN can tell, when nothing vouches for those; or ""."""
+    index = view.policy["ban_index"]
+    known = view.assurance >= max(1, view.stance["minimum_assurance"]) and (view.facts.subject.dn or view.facts.subject.sub)
+    listed = [number for kind in ("dn", "issuer", "subject", "vo") for many in index[kind].values() for number in many]
+    listed += [number for kind in ("fqan", "dn_glob") for _, number in index[kind]]
+    return next((ban["name"] for ban in map(view.policy["bans"].__getitem__, listed) if not known and not _over(ban, view)), "")
+
+
+#: What is known of a request whatever failed.
+_ALWAYS = ("host", "launcher", "caller", "group")
+
+
+def _contained(view: _View) -> str:
+    """A rule that may be meant for this caller and runs payloads in a container alone, or ""."""
+    for rule in view.policy["rules"]:
+        known = {name: value for name, value in rule["when"].items() if name in _ALWAYS}
+        if rule.get("image", {}).get("required") and not _miss(dict(rule, when=known), view):
+            return str(rule["name"])
+    return ""
+
+
 def _bypass(view: _View) -> bool:
-    subject = view.facts.subject
     if view.stance["on_internal_error"] != "log-only":
         return view.deny("NW-BYPASS", 'on_internal_error = "deny"')
-    if view.policy["bans"] and not (subject.dn or subject.sub):
-        return view.deny("NW-BYPASS", "there are bans, and the subject's name is not known")
+    ban, rule = _unasked(view), _contained(view)
+    if ban:
+        return view.deny("NW-BYPASS", "ban " + ban + " cannot be asked: nothing vouches for the subject's name")
+    if rule:
+        return view.deny("NW-BYPASS", "rule " + rule + " wants a container, which a bypass has none of")
     view.verdict.rule = "on_internal_error"
     _grant(view.verdict, {"mode": "log-only"}, view.stance["internal_error_profile"], view.policy["limits"], view.policy["env"])
     return True

@@ -222,6 +222,29 @@ def test_credential_without_sense_is_denied_with_its_reason(trusted, own, pki):
         assert ran.rc in (201, 203)
 
 
+def test_trust_directory_that_is_not_the_sites_own_is_an_internal_error_and_past_it_runs_nobody_who_may_be_banned(node, own, pki):
+    text = node.policy_text(kinds=["log-only"], assurance="credential").replace('vo = "log-only"', 'vo = "testvo"')
+    lenient = text.replace("[limits]", 'on_internal_error = "log-only"\n\n[limits]', 1)
+    proxy = owned(node, own / "proxy", pki.proxy().read_bytes())
+    ran_past = []
+    for site, allow in ((text, False), (lenient, True), (lenient + '\n[[ban]]\ndn = "/CN=Somebody else"\n', False)):
+        node.site.policy(site)
+        for name in ("ca_dir", "voms_dir"):
+            for broken in (own.parent / "missing", own):  # the second is the pilot's, who could speak for every VO
+                node.open_guard(**{"ca_dir": str(pki.ca_dir), "voms_dir": str(pki.voms_dir), name: str(broken)})
+                if broken == own and not node.privileged:
+                    continue  # its own site
+                ran = credential(node, proxy)
+                if allow:
+                    assert (ran.rc, ran.record("start")["user"]["id"]) == (0, str(node.pilot.uid)), ran
+                    ran_past.append(name)
+                else:
+                    refused(ran, 202, "NW-TRUST")
+                    assert f"see {name.replace('_', '-')} in the guard" in ran.err.decode()
+    assert set(ran_past) == {"ca_dir", "voms_dir"}
+    node.open_policy()
+
+
 def test_proxy_that_is_swapped_while_it_is_checked_is_used_as_it_was_checked(setuid_node, pki, home):
     """Two users' proxies take turns under one name: who is on record is whose proxy the payload holds, in every run. And no run is refused
     because its file was replaced by rename(2) meanwhile, as renewal does."""

@@ -263,6 +263,35 @@ def test_internal_error_is_a_bypass_only_where_the_site_says_so_and_never_for_th
     assert evaluate.on_internal_error(made, facts(caller="x")).code == "NW-CALLER"
 
 
+@pytest.mark.parametrize(("ban", "asked"), [
+    ('dn = "/CN=Mallory"', True), ('dn_glob = "/CN=M*"', True), ('fqan = "/cms/*"', True), ('vo = "cms"', True), ('issuer = "/CN=Bad CA"', True),
+    ('issuer = "https://x.example.org"\nsub = "1"', True), ('caller = "plt09"', False), ('caller = "q*"', False),
+    ('dn = "/CN=Mallory"\nexpires = 2026-01-01', False), ('dn = "/CN=Mallory"\nnot_before = 2027-01-01', False),
+])
+def test_bypass_needs_a_name_that_is_vouched_for_where_a_ban_would_ask_for_it(policy, ban, asked):
+    made = policy(SITE + 'on_internal_error = "log-only"\n' + CALLER + RULE + f"[[ban]]\n{ban}\n")
+    assert evaluate.on_internal_error(made, facts()).permit
+    for assurance in ("none", "declared"):  # the site asks for a credential
+        verdict = evaluate.on_internal_error(made, facts(assurance=assurance))
+        assert (verdict.permit, verdict.code, verdict.alarm) == (not asked, "NW-BYPASS" * asked, True)
+    declared = policy(SITE + 'on_internal_error = "log-only"\nminimum_assurance = "declared"\n' + CALLER + RULE + f"[[ban]]\n{ban}\n")
+    assert evaluate.on_internal_error(declared, facts(assurance="declared")).permit, "as without an error: it is all that the site asks for"
+    assert evaluate.on_internal_error(declared, facts(assurance="none")).permit is not asked
+
+
+@pytest.mark.parametrize(("when", "over", "stopped"), [
+    ('vo = "atlas"', "", True), ('vo = "cms"', "", True), ('caller = "plt*"', "", True), ('caller = "q*"', "", False), ('host = "wn02"', "", False),
+    ('launcher = "userns"', "", False), ('vo = "atlas"', "expires = 2026-01-01\n", False),
+])
+def test_bypass_is_not_for_callers_one_of_whose_rules_wants_a_container(policy, when, over, stopped):
+    boxed = RULE.replace('{ vo = "atlas" }', f"{{ {when} }}").replace('"r"', '"boxed"').replace('"strict"', '"batch"')
+    site = SITE + 'on_internal_error = "log-only"\n' + CALLER + boxed + 'image = ["/cvmfs/x/*"]\n' + over
+    last = RULE.replace('vo = "atlas"', 'issuer = "/CN=CA"')
+    assert evaluate.on_internal_error(policy(site + last), facts()).permit, "images are allowed and not a must"
+    verdict = evaluate.on_internal_error(policy(site + 'backend = "apptainer"\n' + last), facts())
+    assert (verdict.permit, verdict.code) == (not stopped, "NW-BYPASS" * stopped)
+
+
 def test_running_payload_of_a_banned_subject_is_found(policy):
     made = policy(SITE + CALLER + RULE + '[[ban]]\nname = "incident-7"\ndn = "/CN=Mallory"\nreason = "stolen key"\n')
     assert evaluate.banned(made, facts()) == ""

@@ -7,7 +7,7 @@ from asn1crypto import core
 from asn1crypto import x509 as asn1
 from cryptography import x509
 
-from nodewrap.credentials import Refusal, short_fqan
+from nodewrap.credentials import DirectoryTrust, Refusal, short_fqan
 from tests.need import need
 from tests.pki import (
     ACS,
@@ -224,12 +224,23 @@ def test_lsc_may_name_several_chains_with_comments(pki):
     lambda pki: [f"{BASE}/O=Hosts/CN=voms2.example.org", pki.ca.name],
     lambda pki: [pki.voms.name, "------ NEXT CHAIN ------", pki.ca.name],
     lambda pki: [pki.voms.name, pki.ca.name, pki.ca.name],
-    lambda pki: ["\udcff"],
 ])
 def test_lsc_that_does_not_name_the_server_and_its_ca_in_order_is_denied(pki, lines):
-    text = "".join(f"{line}\n" for line in lines(pki))
-    (pki.voms_dir / VO / f"{HOST}.lsc").write_bytes(text.encode("utf-8", "surrogateescape"))
+    pki.write_lsc(VO, lines(pki))
     assert pki.refusal(credential(pki, pki.forge_ac())) == (203, "NW-VOMS-LSC")
+
+
+@pytest.mark.parametrize("lenient", [False, True])
+def test_lsc_that_the_site_has_and_that_cannot_be_read_is_the_sites_fault_whatever_it_tolerates(pki, lenient, monkeypatch):
+    file = pki.voms_dir / VO / f"{HOST}.lsc"
+    file.write_bytes(b"\xff")
+    assert pki.refusal(credential(pki, pki.forge_ac()), allow_without_voms=lenient) == (202, "NW-TRUST")
+
+    def unreadable(trust, name):
+        raise Refusal(202, "NW-TRUST", f"trust anchor {name}: Input/output error; see voms-dir in the guard")
+
+    monkeypatch.setattr(DirectoryTrust, "voms", unreadable)
+    assert pki.refusal(credential(pki, pki.forge_ac()), allow_without_voms=lenient) == (202, "NW-TRUST")
 
 
 def test_server_below_an_intermediate_ca_that_comes_along_is_accepted(pki):
