@@ -18,6 +18,7 @@ VERBS = {
     "sweep": ("nodewrap.commands.sweep", "finish what dead runs left"),
     "policyd": ("nodewrap.commands.policyd", "keep the policy child resident"),
     "netd": ("nodewrap.commands.netd", "keep private networks ready for payloads"),
+    "escape-test": ("nodewrap.commands.escape_test", "attack this node's nodewrap with hostile payloads, and tell what stopped them"),
     "audit": ("nodewrap.commands.audit", "read the audit log"),
 }
 #: Drop-ins with a command line of their own: ``main(argv without the name) -> exit status``.

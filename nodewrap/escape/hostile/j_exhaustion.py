@@ -1,0 +1,1 @@
+"""Surface J, inside."""

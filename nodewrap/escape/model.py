@@ -1,0 +1,196 @@
+"""What the suite is about: attacks, what they ran against, and what came of it."""
+
+from __future__ import annotations
+
+import csv
+import enum
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from nodewrap.escape.arena import Arena
+
+SURFACES = {
+    "A": "helper invocation", "B": "identity", "C": "processes", "D": "files and cleanup", "E": "IPC and terminals", "F": "kernel and namespaces",
+    "G": "network", "H": "credentials", "I": "audit", "J": "resource exhaustion", "K": "policy and configuration",
+}
+MODULES = {
+    "A": "a_invocation", "B": "b_identity", "C": "c_processes", "D": "d_files", "E": "e_ipc", "F": "f_kernel", "G": "g_network", "H": "h_credentials",
+    "I": "i_audit", "J": "j_exhaustion", "K": "k_policy",
+}
+
+
+class Outcome(enum.Enum):
+    """Of one attack in one configuration. BROKEN: the suite's own code failed, which proves nothing and counts as a failure."""
+
+    BLOCKED = "blocked"
+    LEAKED = "leaked"
+    DIRTY = "dirty"
+    NOT_EXERCISED = "not exercised"
+    BROKEN = "broken"
+
+
+class Caller(NamedTuple):
+    """The account that calls the wrapper: the pilot. groups: supplementary gids."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One nodewrap to attack. binary: the command that pilots call. mode: switch, map or log-only. kind: how the report names it (the mode, or a
+    variant of it such as "block"). who: options of ``nodewrap run`` that say who the payload's user is. guard: its guard file."""
+
+    launcher: str
+    mode: str
+    profile: str
+    binary: str
+    guard: str
+    who: tuple[str, ...] = ()
+    kind: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.launcher}/{self.kind or self.mode}/{self.profile}"
+
+    @property
+    def is_pilots_id(self) -> bool:
+        """The payload has the pilot's own uid for the kernel, unless a delegated range gives it another one."""
+        return self.mode == "log-only" or (self.launcher == "userns" and self.kind != "block")
+
+
+class Seen(NamedTuple):
+    """What the outside judge saw. reached: the attack's aim was reached. what: one line of evidence. Control and attack say it alike."""
+
+    reached: bool
+    what: str
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A documented opening: it stands in SECURITY.md under this key. applies: the configurations that have it."""
+
+    key: str
+    applies: Callable[[Configuration], bool]
+
+
+#: What the documentation says is open; the keys are those of SECURITY.md, "Accepted risks".
+BARE_PROFILE = Accepted("profile-none", lambda at: at.profile == "none")
+HOST_NETWORK = Accepted("host-network", lambda at: at.profile in ("batch", "compat", "none"))
+NESTED_NAMESPACES = Accepted("nested-namespaces", lambda at: at.profile in ("batch", "compat", "none"))
+SAME_ID_BARE = Accepted("same-id-none", lambda at: at.profile == "none" and at.is_pilots_id)
+
+
+class Row(NamedTuple):
+    """One line of the catalogue."""
+
+    id: str
+    tries: str
+    needs: str
+    replays: str
+    where: str
+
+
+@functools.cache
+def catalogue() -> dict[str, Row]:
+    """{id: row} of every attack that is known, tried here or not."""
+    with open(Path(__file__).with_name("catalogue.tsv"), newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return {row[0]: Row(*row) for row in rows[1:]}
+
+
+@dataclass(frozen=True)
+class Attack:
+    """run: the function, called with an Arena. stopped_by: the mechanism that shall stop it, for the report. control: the name of the wrapper that
+    protects nothing (wrappers.CONTROLS). needs: what node or suite must have: "root" (the suite's judge is root), "pilot" (the caller is not root), or a key of ``needs.CHECKS``.
+    accepted: documented openings. refusal: a wrapper that refuses to start the payload has stopped it. peers: it makes sense under other tools.
+    seconds: the bound of one try. only: configurations that it concerns. once: the configuration's mode and profile make no difference."""
+
+    id: str
+    run: Callable[[Arena], Seen]
+    stopped_by: str
+    control: str = "bare"
+    needs: tuple[str, ...] = ()
+    accepted: tuple[Accepted, ...] = ()
+    refusal: bool = False
+    peers: bool = True
+    seconds: float = 30.0
+    only: Callable[[Configuration], bool] = lambda at: True
+    once: bool = False
+
+    @property
+    def surface(self) -> str:
+        return self.id[0]
+
+    @property
+    def row(self) -> Row:
+        return catalogue()[self.id]
+
+    def opening(self, at: Configuration) -> str:
+        """The key of the documented opening that it may use there, "" for none."""
+        return next((one.key for one in self.accepted if one.applies(at)), "")
+
+
+@dataclass
+class Result:
+    """One cell of the report. control: what the control saw. seen: what was seen under the wrapper. litter: what the run left. accepted: key of the
+    documented opening. seconds: how long the try took."""
+
+    attack: str
+    configuration: str
+    outcome: Outcome
+    seen: str = ""
+    control: str = ""
+    litter: list[str] = field(default_factory=list)
+    accepted: str = ""
+    seconds: float = 0.0
+
+    @property
+    def is_failure(self) -> bool:
+        return self.outcome is Outcome.BROKEN or (self.outcome in (Outcome.LEAKED, Outcome.DIRTY) and not self.accepted)
+
+
+class KeyUnknownError(Exception):
+    """A word that names no attack and no surface."""
+
+
+REGISTRY: dict[str, Attack] = {}
+#: Attacks of the catalogue that are not played, and why: {id: reason}.
+LEFT_OUT: dict[str, str] = {}
+
+
+def attack(id: str, stopped_by: str, **more: object) -> Callable[[Callable[[Arena], Seen]], Callable[[Arena], Seen]]:
+    """Decorator: the function below is that attack of the catalogue; more: fields of Attack."""
+
+    def register(run: Callable[[Arena], Seen]) -> Callable[[Arena], Seen]:
+        assert id in catalogue() and id not in REGISTRY, id
+        REGISTRY[id] = Attack(id, run, stopped_by, **more)  # type: ignore[arg-type]
+        return run
+
+    return register
+
+
+def left_out(**reasons: str) -> None:
+    """Say why attacks of the catalogue are not played: ``left_out(F24="needs ...")``."""
+    for id, why in reasons.items():
+        assert id in catalogue() and id not in REGISTRY, id
+        LEFT_OUT[id] = why
+
+
+def attacks(only: tuple[str, ...] = ()) -> list[Attack]:
+    """Those with these ids or surfaces (all for none), in the catalogue's order. Raises KeyUnknownError with a word that names none."""
+    for letter, module in MODULES.items():
+        if not only or any(word[:1] == letter for word in only):
+            import_module(f"nodewrap.escape.surfaces.{module}")
+    for word in only:
+        if word not in SURFACES and word not in REGISTRY and word not in LEFT_OUT:
+            raise KeyUnknownError(word)
+    return [REGISTRY[id] for id in catalogue() if id in REGISTRY and (not only or id in only or id[0] in only)]

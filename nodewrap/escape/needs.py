@@ -1,0 +1,46 @@
+"""What an attack may need of the node beyond a kernel and Python: {name: (condition, what is missing)}. ``root`` and ``other`` are the suite's own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from nodewrap.escape.model import Attack
+
+
+def _sysctl(name: str, value: str) -> Callable[[], bool]:
+    path = Path("/proc/sys") / name.replace(".", "/")
+    return lambda: path.exists() and path.read_text().strip() == value
+
+
+def _tool(name: str) -> Callable[[], bool]:
+    return lambda: shutil.which(name) is not None
+
+
+CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
+    "tiocsti": (_sysctl("dev.tty.legacy_tiocsti", "1"), "dev.tty.legacy_tiocsti = 1: this kernel refuses TIOCSTI to everybody"),
+    "userns": (lambda: os.path.exists("/proc/self/ns/user") and not _sysctl("user.max_user_namespaces", "0")(), "user namespaces"),
+    "fuse": (lambda: os.path.exists("/dev/fuse"), "/dev/fuse"),
+    "gcc": (_tool("cc"), "a C compiler"),
+    "apptainer": (_tool("apptainer"), "apptainer"),
+}
+
+
+def missing(attack: Attack, has_other: bool) -> str:
+    """Why it cannot be tried by this suite on this node, "" when it can. Raises KeyError for a need that nobody defined."""
+    for name in attack.needs:
+        if name == "root":
+            if os.geteuid() != 0:
+                return "needs root as its judge: run the suite as root"
+        elif name == "other":
+            if not has_other:
+                return "needs root and an account of payloads (the guard's switch-uid) for its control"
+        elif not CHECKS[name][0]():
+            return f"needs {CHECKS[name][1]}"
+    if attack.control in ("root", "switched") and os.geteuid() != 0:
+        return "its control needs root: run the suite as root"
+    if attack.control == "switched" and not has_other:
+        return "its control needs an account of payloads (the guard's switch-uid)"
+    return ""

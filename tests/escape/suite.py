@@ -1,0 +1,120 @@
+"""``make escape``: the suite against throw-away installations of both launchers, in every mode and profile; ``make escape-peers``: against other tools.
+
+python -m tests.escape.suite [--only ID|SURFACE]... [--profile NAME]... [--kind NAME]... [--launcher NAME]... [--report FORMAT --output FILE] [--peers]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from nodewrap.escape.model import Caller, Configuration, attacks
+from nodewrap.escape.report import FORMATS, terminal
+from nodewrap.escape.suite import Suite, not_played
+from nodewrap.escape.wrappers import peers
+from nodewrap.guard import Range
+from tests.node import BLOCK, DELEGATED, MODES, PROFILES, SUBJECT, Node
+from tests.site import ROOT, Session, account_command
+
+
+def caller(session):
+    pilot = session.accounts["pilot"]
+    return Caller(pilot.name, pilot.uid, pilot.gid, tuple(pilot.groups), str(pilot.home))
+
+
+def configurations(node, kinds=(), profiles=PROFILES):
+    """All that this launcher gives."""
+    found = []
+    for kind in node.kinds:
+        for profile in profiles:
+            if not kinds or kind in kinds:
+                who = ("--declare", f"vo={kind}", "--declare", f"subject={SUBJECT}")
+                guard = str(node.site.sysconf / "guard")
+                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind))
+    return found
+
+
+class Place:
+    """A session with what the suite needs: open nodes of the launchers, a home of the pilot's that profiles do not show, a delegated range."""
+
+    def __init__(self, launchers, session=None):
+        self.own = session is None
+        self.session = session or Session()
+        self.home = (Path("/home") if ROOT else Path.home()) / f"nwt{self.session.tag}-attacks"
+        self.delegated = ()
+        try:
+            self.caller = caller(self.session)
+            self.home.mkdir()
+            self.home.chmod(0o755)
+            os.chown(self.home, self.caller.uid, self.caller.gid)
+            if ROOT:
+                span = f"{DELEGATED}-{DELEGATED + BLOCK - 1}"
+                account_command("usermod", "--add-subuids", span, "--add-subgids", span, self.caller.name)
+                self.delegated = (Range(DELEGATED, DELEGATED + BLOCK - 1),)
+            self.nodes = [Node(self.session.site(launcher)) for launcher in launchers]
+        except BaseException:
+            self.close()
+            raise
+
+    def suite(self, tell):
+        account = self.session.accounts.get("user2")
+        return Suite(self.caller, self.home, (account.uid, account.gid) if ROOT else None, self.delegated, tell)
+
+    def close(self):
+        for node in getattr(self, "nodes", ()):
+            node.close()
+            node.site.reset()
+        shutil.rmtree(self.home, ignore_errors=True)
+        if self.delegated:
+            span = f"{DELEGATED}-{DELEGATED + BLOCK - 1}"
+            account_command("usermod", "--del-subuids", span, "--del-subgids", span, self.caller.name)
+        if self.own:
+            self.session.close()
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="make escape", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--launcher", action="append", choices=("setuid", "userns"))
+    parser.add_argument("--kind", action="append", default=[])
+    parser.add_argument("--profile", action="append", choices=PROFILES)
+    parser.add_argument("--report", choices=sorted(FORMATS))
+    parser.add_argument("--output")
+    parser.add_argument("--image", default="", help="for the peer apptainer: a directory or SIF file")
+    parser.add_argument("--peers", action="store_true", help="other tools instead of nodewrap")
+    parser.add_argument("-v", action="store_true", help="tell every result")
+    arguments = parser.parse_args()
+    chosen, results, began = attacks(tuple(arguments.only)), [], time.monotonic()
+
+    def tell(one):
+        terminal.progress(one, results)
+        if arguments.v and not one.is_failure:
+            print(f"{one.configuration}: {one.attack}: {one.outcome.value}{f' (accepted: {one.accepted})' if one.accepted else ''}: {one.seen} "
+                  f"[{one.seconds:.2f} s] {one.litter or ''} control: {one.control}", file=sys.stderr)
+
+    place = Place(() if arguments.peers else arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)))
+    try:
+        with place.suite(tell) as suite:
+            if arguments.peers:
+                suite.against(chosen, peers(suite.other, arguments.image))
+            else:
+                for node in place.nodes:
+                    suite.run(chosen, configurations(node, arguments.kind, arguments.profile or PROFILES))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    finally:
+        place.close()
+    every = [*results, *(one for one in not_played() if not arguments.only or one.attack in arguments.only or one.attack[0] in arguments.only)]
+    print(terminal.table(every) + f"{time.monotonic() - began:.0f} s")
+    if arguments.report:
+        text = FORMATS[arguments.report](every)
+        Path(arguments.output).write_text(text) if arguments.output else print(text)
+    return int(any(one.is_failure for one in results))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
