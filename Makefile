@@ -183,6 +183,15 @@ bench: $(VENV)/.core build ## start-up cost beside bare exec, bwrap, sudo, firej
 isolation-table: $(VENV)/.core build ## measure what payloads reach and leave, here and in other tools, into docs/isolation.md (root)
 	$(VPY) packaging/probe_table.py
 
+# ESCAPE_ARGS="--only C --profile strict -v", "--report json --output FILE": see tests/escape/suite.py
+.PHONY: escape
+escape: $(VENV)/.core build ## hostile payloads against every launcher, mode and profile, each shown to work where nothing stops it (root: all of it)
+	$(VPY) -m tests.escape.suite $(ESCAPE_ARGS)
+
+.PHONY: escape-peers
+escape-peers: $(VENV)/.core build ## the same payloads under bwrap, firejail, apptainer, sudo and a plain switch of uid
+	$(VPY) -m tests.escape.suite --peers $(ESCAPE_ARGS)
+
 # CRASH_ARGS="--sample 2000", "--case 'setuid/*' --kills": see tests/crash/matrix.py
 .PHONY: crash
 crash: $(VENV)/.core build ## kill every process of a run, and fail every call, at every system call (root; hours)

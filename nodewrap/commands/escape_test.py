@@ -8,6 +8,7 @@ import pwd
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from nodewrap import _paths
 from nodewrap.escape.model import Caller, Configuration, KeyUnknownError, Result, attacks
@@ -26,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", action="append", metavar="ID|SURFACE", help="only this attack, or this surface's (a letter); may be repeated")
     parser.add_argument("--report", choices=sorted(FORMATS), help="also write a report in this format")
     parser.add_argument("--output", metavar="FILE", help="where to (default: standard output)")
-    parser.add_argument("--caller", metavar="ACCOUNT", help="as root: the pilot account that calls (default: the first one with a guard's caller-uid)")
+    parser.add_argument("--caller", metavar="ACCOUNT", help="as root: the pilot account that calls (default: the first one that the guard names)")
     parser.add_argument("--home", metavar="DIR", help="a directory of the caller's to work in, which profiles do not show (default: its home)")
     parser.add_argument("--declare", action="append", default=[], metavar="NAME=TEXT", help="who the payloads' user is, as for 'nodewrap run'")
     parser.add_argument("--credential", metavar="FILE", help="the payloads' proxy, as for 'nodewrap run'")
@@ -34,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """0: all stopped, or documented. 1: something is open, left behind, or the suite failed at it. 201, 202: it could not be run. 130: interrupted."""
+    """0: all stopped, or documented. 1: something is open or left behind, or the suite failed. 201, 202: it could not be run. 130: interrupted."""
     try:
         chosen = attacks(tuple(arguments.only or ()))
         if arguments.list:
@@ -46,7 +47,8 @@ def main(arguments: argparse.Namespace) -> int:
     except KeyUnknownError as word:
         return _fail(201, f"NW-USAGE: --only {word}: no attack or surface of that name; next: nodewrap escape-test --list")
     except (OSError, GuardError) as wrong:
-        return _fail(202, f"NW-ESCAPE-SITE: {_paths.GUARD}: {getattr(wrong, 'strerror', None) or wrong}: nodewrap is not, or half, installed here; next: nodewrap doctor")
+        why = getattr(wrong, "strerror", None) or wrong
+        return _fail(202, f"NW-ESCAPE-SITE: {_paths.GUARD}: {why}: nodewrap is not, or half, installed here; next: nodewrap doctor")
     except SuiteError as why:
         return _fail(202, str(why))
     results: list[Result] = []
@@ -55,7 +57,7 @@ def main(arguments: argparse.Namespace) -> int:
         with Suite(caller, Path(arguments.home or caller.home), _other(guard), tell=lambda one: terminal.progress(one, results)) as suite:
             ready = [at for at in wanted if _starts(at, caller)]
             if not ready:
-                return _fail(202, "NW-ESCAPE-POLICY: the policy lets this caller start nothing (above); next: --declare or --credential, as your pilots call it")
+                return _fail(202, "NW-ESCAPE-POLICY: the policy lets this caller start nothing, see above; next: --declare or --credential")
             suite.run(chosen, ready)
     except SuiteError as why:
         return _fail(202, str(why))
@@ -110,7 +112,7 @@ def _configurations(arguments: argparse.Namespace, guard: Guard) -> list[Configu
         if (not arguments.mode or mode in arguments.mode) and (not arguments.profile or profile in arguments.profile)
     ]
     if not found:
-        raise SuiteError(f"NW-ESCAPE-CONFIGURATION: no allow line of {_paths.GUARD} has these modes and profiles; next: nodewrap escape-test without --mode and --profile")
+        raise SuiteError(f"NW-ESCAPE-CONFIGURATION: {_paths.GUARD} allows none of these modes and profiles; next: leave out --mode and --profile")
     return found
 
 
@@ -123,10 +125,10 @@ def _other(guard: Guard) -> tuple[int, int] | None:
 
 def _starts(at: Configuration, caller: Caller) -> bool:
     """The policy lets the caller start something there; else its own words are told."""
-    ids = {"user": caller.uid, "group": caller.gid, "extra_groups": caller.groups} if os.geteuid() == 0 else {}
+    ids: dict[str, Any] = {"user": caller.uid, "group": caller.gid, "extra_groups": caller.groups} if os.geteuid() == 0 else {}
     argv = [at.binary, "run", *at.who, "--mode", at.mode, "--profile", at.profile, "--", "/bin/true"]
     try:
-        ran = subprocess.run(argv, cwd="/", capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **ids)  # type: ignore[call-overload]
+        ran = subprocess.run(argv, cwd="/", capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **ids)
         why = ran.stderr.decode(errors="backslashreplace").strip() if ran.returncode else ""
     except (OSError, subprocess.TimeoutExpired) as wrong:
         why = str(wrong)

@@ -112,9 +112,10 @@ def _events(told: bytes) -> list[dict[str, Any]]:
 
 @dataclass
 class Arena:
-    """wrapper: what stands between; control: it is one that protects nothing. caller: the pilot. home: an empty directory of the pilot's, 0755, that no
-    profile shows. work: the work directory, below it, the pilot's. nonce: fresh, 32 hex digits; success is that it was read, or something of root's changed.
-    other: uid and gid of an account of payloads, None where the suite has none. audit: the node's log, "" where it may not be read. tools: see ``needs``."""
+    """wrapper: what stands between; control: it is one that protects nothing. caller: the pilot. home: an empty directory of the pilot's, 0755, that
+    no profile shows. work: the work directory, below it, the pilot's. nonce: fresh, 32 hex digits; success is that it was read, or that something of
+    root's changed. other: uid and gid of an account of payloads, None where the suite has none. audit: the node's log, "" where there is none.
+    refusal: as Attack.refusal."""
 
     wrapper: Wrapper
     control: bool
@@ -165,7 +166,8 @@ class Arena:
     # ---- starting things ----
 
     def begin(
-        self, *command: str, env: Mapping[str, str] | None = None, options: Sequence[str] = (), fds: Sequence[int] = (), as_is: bool = False, **popen: Any
+        self, *command: str, env: Mapping[str, str] | None = None, options: Sequence[str] = (), fds: Sequence[int] = (), as_is: bool = False,
+        **popen: Any,
     ) -> Live:
         """Start a command through the wrapper, as the caller. options: of ``nodewrap run`` (other wrappers take none). as_is: command is the whole
         argv, nothing is put before it. popen: of subprocess.Popen."""
@@ -187,7 +189,7 @@ class Arena:
         return live
 
     def run(self, *command: str, stdin: bytes = b"", seconds: float = 15.0, refusal: bool | None = None, **more: Any) -> Ran:
-        """begin() and its end. Raises NotRunError when the payload did not start and that is no answer (refusal: it is one; default: the attack's)."""
+        """begin() and its end. refusal: it is an answer that the payload did not start (default: as for the attack); else that raises NotRunError."""
         ran = self.begin(*command, **more).end(stdin, seconds)
         if not ran.started and not (self.refusal if refusal is None else refusal):
             raise NotRunError(f"the payload did not start: {ran.line}")
@@ -268,7 +270,7 @@ def hostile(surface: str, function: str, *words: object) -> list[str]:
 
 def remove(top: Path) -> None:
     """A tree that hostile code had in hand: its directories may be closed, its names odd, its depth any; rm(1) copes with all of it."""
-    subprocess.run(["rm", "-rf", "--", str(top)], check=False, stderr=subprocess.DEVNULL)
+    subprocess.run(["/bin/rm", "-rf", "--", str(top)], check=False, stderr=subprocess.DEVNULL)
     if top.exists():
-        subprocess.run(["chmod", "-R", "u+rwx", "--", str(top)], check=False, stderr=subprocess.DEVNULL)
+        subprocess.run(["/bin/chmod", "-R", "u+rwx", "--", str(top)], check=False, stderr=subprocess.DEVNULL)
         shutil.rmtree(top, ignore_errors=True)

@@ -42,7 +42,7 @@ def adopt_orphans() -> None:
 
 
 def attempt(attack: Attack, arena: Callable[[], Arena], settle: bool) -> Try:
-    """Run it. settle: what is left of it has SETTLE_S to go by itself before it counts; without, it is ended at once. Never raises for what the attack did."""
+    """Run it. settle: what is left of it has SETTLE_S to go by itself before it counts; without, it is ended at once."""
     began = time.monotonic()
     reader, writer = os.pipe()
     pid = os.fork()
@@ -66,7 +66,7 @@ def attempt(attack: Attack, arena: Callable[[], Arena], settle: bool) -> Try:
 
 def _child(attack: Attack, arena: Callable[[], Arena], writer: int) -> None:
     """Never returns."""
-    status = 1
+    status, said = 1, dict[str, object]()
     try:
         os.setsid()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -77,10 +77,10 @@ def _child(attack: Attack, arena: Callable[[], Arena], writer: int) -> None:
             with arena().open_() as place:
                 said = {"seen": list(attack.run(place))}
         except NotRunError as why:
-            said = {"error": f"not run: {why}"}  # type: ignore[dict-item]
-        except BaseException as wrong:  # noqa: BLE001 (whatever it is, the suite goes on and says so)
+            said = {"error": f"not run: {why}"}
+        except BaseException as wrong:  # noqa: BLE001  whatever it is, the suite goes on and says so
             last = traceback.extract_tb(wrong.__traceback__)[-1]
-            said = {"error": f"broken: {type(wrong).__name__}: {wrong} ({os.path.basename(last.filename)}:{last.lineno})"}  # type: ignore[dict-item]
+            said = {"error": f"broken: {type(wrong).__name__}: {wrong} ({os.path.basename(last.filename)}:{last.lineno})"}
         os.write(writer, json.dumps(said).encode())
         status = 0
     finally:

@@ -16,7 +16,7 @@ from nodewrap.deep import things
 from nodewrap.guard import Guard, Range
 
 #: Where everybody may write on most nodes; only their first level, as others work there.
-PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/var/spool/cron/crontabs", "/var/spool/at", "/var/mail")  # noqa: S108
+PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/var/spool/cron/crontabs", "/var/spool/at", "/var/mail")  # noqa: S108  looked at alone
 #: Other work on the node comes and goes meanwhile; what is the try's own and stays is still there then.
 SETTLE_S = 2.0
 
@@ -29,7 +29,7 @@ class Ids:
         self.pilot = pilot
 
     def __contains__(self, uid: object) -> bool:
-        return uid == self.pilot or any(one.first <= uid <= one.last for one in self.ranges)  # type: ignore[operator]
+        return isinstance(uid, int) and (uid == self.pilot or any(one.first <= uid <= one.last for one in self.ranges))
 
 
 @dataclass
@@ -58,7 +58,7 @@ def snapshot(ids: Ids, state: str) -> Snapshot:
 
 
 def litter(before: Snapshot, ids: Ids, state: str, runs: Container[str]) -> list[str]:
-    """What is new since before, and stays. runs: ids of the try's own runs, empty when they are not known: only their cgroups and leases count then."""
+    """What is new since before, and stays. runs: ids of the try's own runs, empty when not known: only their cgroups and leases count."""
     end = time.monotonic() + SETTLE_S
     while (found := [line for line in snapshot(ids, state).since(before) if _is_ours(line, runs)]) and time.monotonic() < end:
         time.sleep(0.02)

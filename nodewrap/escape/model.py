@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from nodewrap.escape.arena import Arena
@@ -110,9 +110,9 @@ def catalogue() -> dict[str, Row]:
 @dataclass(frozen=True)
 class Attack:
     """run: the function, called with an Arena. stopped_by: the mechanism that shall stop it, for the report. control: the name of the wrapper that
-    protects nothing (wrappers.CONTROLS). needs: what node or suite must have: "root" (the suite's judge is root), "pilot" (the caller is not root), or a key of ``needs.CHECKS``.
-    accepted: documented openings. refusal: a wrapper that refuses to start the payload has stopped it. peers: it makes sense under other tools.
-    seconds: the bound of one try. only: configurations that it concerns. once: the configuration's mode and profile make no difference."""
+    protects nothing (wrappers.controls). needs: "root" (the suite's judge is root), "other" (so, and there is an account of payloads), or a key of
+    needs.CHECKS. accepted: documented openings. refusal: a wrapper that does not start the payload has stopped it. peers: it makes sense under other
+    tools. seconds: the bound of one try. only: configurations that it concerns. once: mode and profile make no difference."""
 
     id: str
     run: Callable[[Arena], Seen]
@@ -167,12 +167,13 @@ REGISTRY: dict[str, Attack] = {}
 LEFT_OUT: dict[str, str] = {}
 
 
-def attack(id: str, stopped_by: str, **more: object) -> Callable[[Callable[[Arena], Seen]], Callable[[Arena], Seen]]:
+def attack(key: str, stopped_by: str, **more: Any) -> Callable[[Callable[[Arena], Seen]], Callable[[Arena], Seen]]:
     """Decorator: the function below is that attack of the catalogue; more: fields of Attack."""
 
     def register(run: Callable[[Arena], Seen]) -> Callable[[Arena], Seen]:
-        assert id in catalogue() and id not in REGISTRY, id
-        REGISTRY[id] = Attack(id, run, stopped_by, **more)  # type: ignore[arg-type]
+        assert key in catalogue(), key
+        assert key not in REGISTRY, key
+        REGISTRY[key] = Attack(key, run, stopped_by, **more)
         return run
 
     return register
@@ -180,9 +181,10 @@ def attack(id: str, stopped_by: str, **more: object) -> Callable[[Callable[[Aren
 
 def left_out(**reasons: str) -> None:
     """Say why attacks of the catalogue are not played: ``left_out(F24="needs ...")``."""
-    for id, why in reasons.items():
-        assert id in catalogue() and id not in REGISTRY, id
-        LEFT_OUT[id] = why
+    for key, why in reasons.items():
+        assert key in catalogue(), key
+        assert key not in REGISTRY, key
+        LEFT_OUT[key] = why
 
 
 def attacks(only: tuple[str, ...] = ()) -> list[Attack]:
@@ -193,4 +195,4 @@ def attacks(only: tuple[str, ...] = ()) -> list[Attack]:
     for word in only:
         if word not in SURFACES and word not in REGISTRY and word not in LEFT_OUT:
             raise KeyUnknownError(word)
-    return [REGISTRY[id] for id in catalogue() if id in REGISTRY and (not only or id in only or id[0] in only)]
+    return [REGISTRY[key] for key in catalogue() if key in REGISTRY and (not only or key in only or key[0] in only)]

@@ -1,4 +1,4 @@
-"""What an attack may need of the node beyond a kernel and Python: {name: (condition, what is missing)}. ``root`` and ``other`` are the suite's own."""
+"""What an attack may need of the node beyond a kernel and Python. ``root`` and ``other`` are asked of the suite itself."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ def _tool(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
 
+#: {name: (condition, what is missing)}
 CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "tiocsti": (_sysctl("dev.tty.legacy_tiocsti", "1"), "dev.tty.legacy_tiocsti = 1: this kernel refuses TIOCSTI to everybody"),
     "userns": (lambda: os.path.exists("/proc/self/ns/user") and not _sysctl("user.max_user_namespaces", "0")(), "user namespaces"),

@@ -50,7 +50,7 @@ class Suite:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise SuiteError(f"NW-ESCAPE-BUSY: another escape-test of {self.caller.name} runs in {self.home}; next: wait for it, or give another --home") from None
+            raise SuiteError(f"NW-ESCAPE-BUSY: another escape-test runs in {self.home}; next: wait for it, or give another --home") from None
         for old in self.home.glob(f"{DIRECTORY}*"):  # a suite that was killed
             remove(old)
         self._top = self.home / f"{DIRECTORY}{secrets.token_hex(6)}"
@@ -171,6 +171,6 @@ def _records(path: str, offset: int) -> list[dict[str, object]]:
 
 def not_played() -> Iterator[Result]:
     """The catalogue's other attacks, with the reason."""
-    for id in catalogue():
-        if id in LEFT_OUT:
-            yield Result(id, "-", Outcome.NOT_EXERCISED, LEFT_OUT[id])
+    for key in catalogue():
+        if key in LEFT_OUT:
+            yield Result(key, "-", Outcome.NOT_EXERCISED, LEFT_OUT[key])

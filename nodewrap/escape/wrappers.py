@@ -65,10 +65,12 @@ def peers(other: tuple[int, int] | None, image: str = "") -> list[Wrapper]:
     def bwrap(command: Words, workdir: str, options: Words) -> list[str]:
         walls = ["--unshare-all", "--die-with-parent", "--new-session", "--ro-bind", "/usr", "/usr", "--ro-bind", "/etc", "/etc", "--proc", "/proc"]
         links = [word for name in ("bin", "lib", "lib64", "sbin") for word in ("--symlink", f"usr/{name}", f"/{name}")]
-        return ["bwrap", *walls, *links, "--dev", "/dev", "--tmpfs", "/tmp", "--bind", workdir, workdir, "--chdir", workdir, "--", *command]  # noqa: S108
+        tmp = ["--tmpfs", "/tmp"]  # noqa: S108  it is the new one's place
+        return ["bwrap", *walls, *links, "--dev", "/dev", *tmp, "--bind", workdir, workdir, "--chdir", workdir, "--", *command]
 
     def firejail(command: Words, workdir: str, options: Words) -> list[str]:
-        return ["firejail", "--quiet", "--noprofile", "--private-tmp", "--private-dev", "--net=none", "--seccomp", "--caps.drop=all", "--nonewprivs", "--", *command]
+        walls = ["--private-tmp", "--private-dev", "--net=none", "--seccomp", "--caps.drop=all", "--nonewprivs"]
+        return ["firejail", "--quiet", "--noprofile", *walls, "--", *command]
 
     def apptainer(command: Words, workdir: str, options: Words) -> list[str]:
         return ["apptainer", "-q", "exec", "-C", "--bind", f"{workdir}:{workdir}", "--pwd", workdir, image, *command]

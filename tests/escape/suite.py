@@ -1,6 +1,7 @@
-"""``make escape``: the suite against throw-away installations of both launchers, in every mode and profile; ``make escape-peers``: against other tools.
+"""``make escape``: the suite against throw-away installations of both launchers, all modes and profiles; ``make escape-peers``: other tools.
 
-python -m tests.escape.suite [--only ID|SURFACE]... [--profile NAME]... [--kind NAME]... [--launcher NAME]... [--report FORMAT --output FILE] [--peers]
+python -m tests.escape.suite [--only ID|SURFACE]... [--profile NAME]... [--kind NAME]... [--launcher NAME]... [--report FORMAT] [--output FILE]
+    [--peers]
 """
 
 from __future__ import annotations

@@ -27,10 +27,9 @@ def daemon(path):
 
 def victim():
     """A process of the pilot's with its secret open and in its working directory."""
-    file = open("secret")
-    say("ready")
-    signal.pause()
-    file.close()
+    with open("secret"):
+        say("ready")
+        signal.pause()
 
 
 def proc_files(pid):

@@ -56,7 +56,7 @@ def main(name, *words):
     try:
         said = globals()[name](*words)
     except OSError as wrong:
-        said = f"{errno.errorcode.get(wrong.errno, 'OSError')}: {wrong}"
+        said = f"{errno.errorcode.get(wrong.errno or 0, 'OSError')}: {wrong}"
     if said is not None:
         say(said)
 

@@ -27,7 +27,8 @@ def as_junit(results: list[Result]) -> str:
         failures, skipped = sum(one.is_failure for one in mine), sum(one.outcome is Outcome.NOT_EXERCISED for one in mine)
         text.append(f'<testsuite name={quoteattr(name)} tests="{len(mine)}" failures="{failures}" skipped="{skipped}">')
         for one in mine:
-            text.append(f'<testcase classname={quoteattr(name)} name={quoteattr(f"{one.attack} {catalogue()[one.attack].tries}")} time="{one.seconds:.3f}">')
+            title = f"{one.attack} {catalogue()[one.attack].tries}"
+            text.append(f'<testcase classname={quoteattr(name)} name={quoteattr(title)} time="{one.seconds:.3f}">')
             said = _clean("\n".join([f"{one.outcome.value}: {one.seen}", *one.litter, f"control: {one.control}"]))
             if one.is_failure:
                 text.append(f"<failure message={quoteattr(one.outcome.value)}>{escape(said)}</failure>")

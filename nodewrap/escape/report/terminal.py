@@ -6,7 +6,7 @@ import sys
 
 from nodewrap.escape.model import SURFACES, Outcome, Result, catalogue
 
-WORD = {Outcome.BLOCKED: "blocked", Outcome.LEAKED: "LEAKED", Outcome.DIRTY: "DIRTY", Outcome.NOT_EXERCISED: "not exercised", Outcome.BROKEN: "BROKEN"}
+WORD = {one: one.value if one in (Outcome.BLOCKED, Outcome.NOT_EXERCISED) else one.value.upper() for one in Outcome}
 
 
 def progress(one: Result, results: list[Result]) -> None:
@@ -32,7 +32,8 @@ def table(results: list[Result]) -> str:
     for name in names:
         mine = [one for one in results if one.configuration == name]
         counts = [sum(one.outcome is outcome for one in mine) for outcome in WORD]
-        text.append(f"{name:{width}}  " + "  ".join(f"{count:>13}" for count in (*counts, sum(bool(one.accepted) and one.outcome in (Outcome.LEAKED, Outcome.DIRTY) for one in mine))))
+        counts.append(sum(bool(one.accepted) and one.outcome in (Outcome.LEAKED, Outcome.DIRTY) for one in mine))
+        text.append(f"{name:{width}}  " + "  ".join(f"{count:>13}" for count in counts))
     for letter, title in SURFACES.items():
         mine = [one for one in results if one.attack[0] == letter]
         if any(one.is_failure for one in mine):
@@ -41,7 +42,8 @@ def table(results: list[Result]) -> str:
     for one in results:
         if one.outcome is Outcome.NOT_EXERCISED:
             missed[one.attack, one.seen] = missed.get((one.attack, one.seen), 0) + 1
-    text += ["", "Not exercised:"] + [f"  {id}  {why}" for id, why in missed] if missed else []
+    text += ["", "Not exercised:"] + [f"  {key}  {why}" for key, why in missed] if missed else []
     failed = sum(one.is_failure for one in results)
-    text += ["", f"{len({one.attack for one in results})} attacks, {len(results)} tries: " + (f"{failed} OPEN OR BROKEN" if failed else "nothing open that is not documented")]
+    verdict = f"{failed} OPEN OR BROKEN" if failed else "nothing open that is not documented"
+    text += ["", f"{len({one.attack for one in results})} attacks, {len(results)} tries: {verdict}"]
     return "\n".join(text) + "\n"

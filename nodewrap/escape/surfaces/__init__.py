@@ -1,1 +1,1 @@
-"""The attacks, one module a surface of the catalogue. Each function is called with an Arena, twice: with a wrapper that protects nothing, and with the real one."""
+"""The attacks, one module a surface of the catalogue. Each is called twice: with a wrapper that protects nothing, and with the real one."""
