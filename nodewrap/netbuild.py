@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import array
 import contextlib
-import ctypes
 import errno
 import os
 import socket
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TextIO
@@ -22,23 +20,14 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from nodewrap import network
 from nodewrap.guard import Network, dotted
+from nodewrap.netkernel import NetError, namespace, netfilter, nft, node_addresses, resolvers
 
-NFT = "/usr/sbin/nft"
-RESOLV_CONF = "/etc/resolv.conf"
-#: Where systemd-resolved names those behind its own address on loopback.
-UPSTREAM = "/run/systemd/resolve/resolv.conf"
 #: Both ends have the same: with NOARP the kernel addresses frames to the sender's own (net/ipv4/arp.c, arp_constructor), and asks for no neighbour.
 MAC = "02:4e:57:00:00:01"
 CLONE_NEWNET, IFF_UP, IFF_NOARP = 0x40000000, 0x1, 0x80
-SCOPE_LINK, AF_INET, NETLINK_NETFILTER = 253, 2, 12
+SCOPE_LINK, AF_INET = 253, 2
 #: Seconds for an address to become free: a namespace that ended takes its link with it a moment later (net/core/net_namespace.c, cleanup_net).
 PATIENCE = 1.0
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class NetError(Exception):
-    """Why there is no network; one line, which the caller reads."""
 
 
 class Built(NamedTuple):
@@ -51,65 +40,16 @@ class Built(NamedTuple):
 ANSWER = struct.Struct("=II240s")
 
 
-def _namespace(call: str, argument: int, flags: tuple[int, ...] = ()) -> None:
-    if getattr(_libc, call)(argument, *flags):
-        number = ctypes.get_errno()
-        raise NetError(f"{call}: {os.strerror(number)}")
-
-
 @contextlib.contextmanager
 def inside() -> Iterator[None]:
     """In a new network namespace; back in the old one afterwards."""
     old = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    _namespace("unshare", CLONE_NEWNET)
+    namespace("unshare", CLONE_NEWNET)
     try:
         yield
     finally:
-        _namespace("setns", old, (CLONE_NEWNET,))
+        namespace("setns", old, (CLONE_NEWNET,))
         os.close(old)
-
-
-def nft(text: str) -> None:
-    """Apply rules in this namespace, all or nothing. Raises NetError."""
-    try:
-        done = subprocess.run([NFT, "-f", "-"], input=text.encode(), capture_output=True, env={"LC_ALL": "C"}, timeout=10, check=False)
-    except FileNotFoundError:
-        raise NetError(f"{NFT} is missing; install the package nftables") from None
-    except subprocess.TimeoutExpired:
-        raise NetError(f"{NFT} hangs") from None
-    if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or [f"status {done.returncode}"]
-        raise NetError(f"{NFT}: {said[0][:160]}")
-
-
-def resolvers() -> tuple[list[str], dict[str, str]]:
-    """IPv4 resolvers of the node, and for those on its loopback one that answers in their place (namespace_ruleset)."""
-    named = _nameservers(RESOLV_CONF)
-    local = [address for address in named if address.startswith("127.")]
-    behind = [address for address in _nameservers(UPSTREAM) if not address.startswith("127.")] if local else []
-    remote = [address for address in named if address not in local]
-    return list(dict.fromkeys(remote + behind)), dict.fromkeys(local, behind[0]) if behind else {}
-
-
-def _nameservers(path: str) -> list[str]:
-    found = []
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            words = [line.split() for line in file]
-    except OSError:
-        return []
-    for line in words:
-        with contextlib.suppress(OSError):
-            if line[:1] == ["nameserver"] and len(line) > 1:
-                found.append(dotted(int.from_bytes(socket.inet_pton(socket.AF_INET, line[1]), "big")))
-    return found
-
-
-def node_addresses() -> list[str]:
-    """The node's own IPv4 addresses, without loopback."""
-    with IPRoute() as route:
-        found = [message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS") for message in route.get_addr(family=AF_INET)]
-    return sorted({address for address in found if not address.startswith("127.")})
 
 
 def overlap(wanted: Network) -> str:
@@ -146,7 +86,7 @@ def build(wanted: Network, start: int, numbers: bytes) -> tuple[Built, list[int]
         if local:
             _write("net/ipv4/conf/eth0/route_localnet", "1")
         nft(network.namespace_ruleset(made, remote, node, local))
-        descriptors = [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), _netfilter()]
+        descriptors = [os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC), netfilter()]
     _write(f"net/ipv6/conf/{name}/disable_ipv6", "1")
     return Built(address, link), descriptors
 
@@ -155,12 +95,6 @@ def _write(name: str, text: str) -> None:
     """A setting of the namespace that we are in. Without IPv6 in the kernel there is none of IPv6's."""
     with contextlib.suppress(FileNotFoundError), open(f"/proc/sys/{name}", "w", encoding="ascii") as file:
         file.write(text)
-
-
-def _netfilter() -> int:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as made:
-        made.bind((0, 0))
-        return made.detach()
 
 
 def _link(outside: Any, devices: TextIO, wanted: Network, start: int) -> tuple[int, int]:

@@ -18,14 +18,15 @@ import struct
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import prctl
 
-from nodewrap import netbuild, network, policyd
+from nodewrap import netbuild, netkernel, network, policyd
 from nodewrap.doctor.node import distrust
-from nodewrap.guard import Guard, GuardError, Network, dotted, parse_guard
-from nodewrap.netbuild import ANSWER, NetError
+from nodewrap.guard import Guard, GuardError, Network, parse_guard
+from nodewrap.netbuild import ANSWER
+from nodewrap.netkernel import NetError
 
 #: Namespaces that wait, for each of so many networks of the policy; one not asked for lately gives its own up.
 READY, NETWORKS = 3, 4
@@ -229,12 +230,12 @@ class Netd:
 
     def secure(self) -> None:
         """The node's table as it must be now. Raises NetError."""
-        netbuild.nft(network.node_ruleset(self.wanted, netbuild.resolvers()[0]))
+        netkernel.nft(network.node_ruleset(self.wanted, netkernel.resolvers()[0]))
         self.stamp = self._stamp()
 
     def _stamp(self) -> object:
         with contextlib.suppress(OSError):
-            info = os.stat(netbuild.RESOLV_CONF)
+            info = os.stat(netkernel.RESOLV_CONF)
             return info.st_ino, info.st_mtime_ns
         return None
 
@@ -251,7 +252,7 @@ class Netd:
         self.look = time.monotonic() + LOOK
         try:
             changed = self._stamp() != self.stamp
-            if changed or not has_table(network.table(self.wanted)):
+            if changed or not netkernel.has_table(network.table(self.wanted)):
                 self.secure()
             if changed:
                 self._drop(self.pool)
@@ -290,7 +291,7 @@ class Netd:
         if not said:
             self._leave(peer)
         elif peer.ready:
-            self._tell(peer, b"".join(REMOTE.pack(words(row).encode()) for row in opened(peer.ready.netfilter)[:REMOTES]) or b"\0")
+            self._tell(peer, netkernel.tell(peer.ready.netfilter))
         elif not peer.wants:
             self._ask(peer, said)
 
@@ -446,7 +447,7 @@ class Netd:
         while (runs := others(ours)) and time.monotonic() < end:
             time.sleep(0.02)
         if not runs:
-            netbuild.nft(network.no_ruleset(self.wanted))
+            netkernel.nft(network.no_ruleset(self.wanted))
 
 
 def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> NoReturn:
@@ -471,81 +472,3 @@ def _remove_kept(link: int) -> None:
             netbuild.remove(link)
         finally:
             os._exit(0)
-
-
-# ---- what netfilter tells, in its own words ----
-
-NFNL_TABLES = 10 << 8
-GET_TABLE, GET_ELEMENTS = 1, 13
-REQUEST, DUMP, ERROR, DONE = 1, 0x300, 2, 3
-FAMILY_IP, FAMILY_INET = 2, 1
-#: One place that a payload opened connections to, in words. So many are told at most.
-REMOTE = struct.Struct("48s")
-REMOTES = 32
-#: What netfilter said of it: protocol, port, connections, address.
-Row = tuple[int, int, int, bytes]
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    return struct.pack("=HH", len(value) + 4, kind) + value + b"\0" * (-len(value) % 4)
-
-
-def _request(kind: int, flags: int, family: int, *attributes: bytes) -> bytes:
-    body = struct.pack("=BBH", family, 0, 0) + b"".join(attributes)
-    return struct.pack("=IHHII", len(body) + 16, NFNL_TABLES | kind, REQUEST | flags, 1, 0) + body
-
-
-def has_table(name: str) -> bool:
-    """Whether the node has a table of that name. Raises OSError when netfilter does not say."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netbuild.NETLINK_NETFILTER) as sock:
-        sock.settimeout(2)
-        sock.bind((0, 0))
-        sock.send(_request(GET_TABLE, 0, FAMILY_IP, _attribute(1, name.encode() + b"\0")))
-        answer = sock.recv(1 << 16)
-    kind: int = struct.unpack_from("=H", answer, 4)[0]
-    return kind != ERROR
-
-
-def opened(netfilter: int) -> list[Row]:
-    """Where connections went, most first, by the set that the namespace's rules fill. netfilter: a socket in the namespace."""
-    found: list[Row] = []
-    with socket.socket(fileno=os.dup(netfilter)) as sock, contextlib.suppress(OSError):
-        sock.settimeout(1)
-        sock.send(_request(GET_ELEMENTS, DUMP, FAMILY_INET, _attribute(1, b"nodewrap\0"), _attribute(2, b"seen\0")))
-        while True:
-            answer, at = sock.recv(1 << 17), 0
-            while at + 16 <= len(answer):
-                length, kind = struct.unpack_from("=IH", answer, at)
-                if kind in (DONE, ERROR) or length < 16:
-                    return sorted(found, key=lambda row: (-row[2], row))
-                found += _elements(answer[at + 20:at + length])
-                at += (length + 3) & ~3
-    return found
-
-
-def _nested(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, at)
-        if length < 4:
-            return
-        yield kind & 0x3FFF, data[at + 4:at + length]
-        at += (length + 3) & ~3
-
-
-def _elements(data: bytes) -> Iterator[Row]:
-    """Of NFTA_SET_ELEM_LIST_ELEMENTS (3): each has a key (1), whose value (1) is address, protocol and port in 4 bytes each, and a counter (7)."""
-    for kind, many in _nested(data):
-        for _, element in _nested(many) if kind == 3 else ():
-            parts: dict[int, Any] = dict(_nested(element))
-            key = dict(_nested(parts.get(1, b""))).get(1, b"")
-            expression = dict(_nested(parts.get(7, b"")))
-            counter = dict(_nested(expression.get(2, b"")))
-            if len(key) >= 12:
-                yield key[4], int.from_bytes(key[8:10], "big"), min(int.from_bytes(counter.get(2, b""), "big"), 0xFFFFFFFF), key[:4]
-
-
-def words(row: Row) -> str:
-    """``tcp 192.0.2.7:443 x12``."""
-    protocol, port, count, address = row
-    return f"{'tcp' if protocol == 6 else 'udp'} {dotted(int.from_bytes(address, 'big'))}:{port} x{count}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 
-from nodewrap import network
+from nodewrap import netkernel, network
 from nodewrap.doctor import probe
 from nodewrap.guard import Guard
 
@@ -35,7 +35,7 @@ def _build(guard: Guard) -> None:
     assert guard.network
     try:
         netbuild.build(guard.network, -1, network.encode(network.rules({"network": {"allow": ["any:443", "udp any"], "deny": ["192.0.2.1"]}})))
-    except netbuild.NetError as error:
+    except netkernel.NetError as error:
         raise OSError(str(error)) from None
 
 
@@ -47,9 +47,7 @@ def _reach(path: str) -> None:
 
 def resolvers() -> str:
     """What payloads with a private network ask for names."""
-    from nodewrap import netbuild
-
-    remote, local = netbuild.resolvers()
+    remote, local = netkernel.resolvers()
     if local:
         return f"DNS by {local[min(local)]} in place of {', '.join(local)}"
     return f"DNS by {', '.join(remote)}" if remote else "no DNS: resolv.conf names no IPv4 resolver but on loopback"

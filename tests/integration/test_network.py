@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from nodewrap import netbuild, network
+from nodewrap import netbuild, netkernel, network
 from nodewrap.guard import Network
 from tests.conftest import installation
 from tests.need import need
@@ -68,13 +68,13 @@ class World:
     def __init__(self):
         self.stack, self.servers = contextlib.ExitStack(), []
         self.outside = os.open("/proc/self/ns/net", os.O_RDONLY)
-        netbuild._namespace("unshare", netbuild.CLONE_NEWNET)
+        netkernel.namespace("unshare", netbuild.CLONE_NEWNET)
         self.world = os.open("/proc/self/ns/net", os.O_RDONLY)
-        addresses = [WORLD, OTHER, METADATA, "100.100.100.200", *netbuild.resolvers()[0]]
+        addresses = [WORLD, OTHER, METADATA, "100.100.100.200", *netkernel.resolvers()[0]]
         ip("link set lo up")
         for address in addresses:
             ip(f"addr add {address}/32 dev lo")
-        netbuild._namespace("unshare", netbuild.CLONE_NEWNET)
+        netkernel.namespace("unshare", netbuild.CLONE_NEWNET)
         ip("link set lo up")
         link = f"link add up0 type veth peer name up1 netns /proc/{os.getpid()}/fd/{self.world}"
         for line in (link, f"addr add {NODE}/24 dev up0", "link set up0 up", "route add default via 198.18.0.2"):
@@ -90,11 +90,11 @@ class World:
     @contextlib.contextmanager
     def inside(self):
         """The test process is in the world meanwhile."""
-        netbuild._namespace("setns", self.world, (netbuild.CLONE_NEWNET,))
+        netkernel.namespace("setns", self.world, (netbuild.CLONE_NEWNET,))
         try:
             yield
         finally:
-            netbuild._namespace("setns", self.node, (netbuild.CLONE_NEWNET,))
+            netkernel.namespace("setns", self.node, (netbuild.CLONE_NEWNET,))
 
     def serve(self, address, ports=(80, 443)):
         for kind, port in [("tcp", port) for port in ports] + [("udp", 53), ("udp", 5000), ("udp", 5002)]:
@@ -107,7 +107,7 @@ class World:
             threading.Thread(target=answer, args=(server, kind), daemon=True).start()
 
     def close(self):
-        netbuild._namespace("setns", self.outside, (netbuild.CLONE_NEWNET,))
+        netkernel.namespace("setns", self.outside, (netbuild.CLONE_NEWNET,))
         for server in self.servers:
             with contextlib.suppress(OSError):
                 server.shutdown(socket.SHUT_RDWR)
@@ -291,7 +291,7 @@ print(sent)
 
 
 def test_nodes_resolvers_answer_unless_the_policy_closes_them(netd):
-    resolver = next(iter(netbuild.resolvers()[0]), None)
+    resolver = next(iter(netkernel.resolvers()[0]), None)
     if not resolver:
         pytest.skip("this machine names no IPv4 resolver")
     assert netd.tries("net", f"udp {resolver} 53")[0] == [NODE]
@@ -536,9 +536,9 @@ def test_rules_come_back_when_the_nodes_firewall_is_loaded_again(netd):
 def test_resolver_on_the_nodes_loopback_is_answered_for_by_the_one_behind_it(world, tmp_path, monkeypatch):
     for name, text in (("RESOLV_CONF", "nameserver 127.0.0.53\noptions edns0\n"), ("UPSTREAM", f"nameserver {OTHER}\n")):
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr(netbuild, name, str(tmp_path / name))
-    assert netbuild.resolvers() == ([OTHER], {"127.0.0.53": OTHER})
-    netbuild.nft(network.node_ruleset(RANGE, []))
+        monkeypatch.setattr(netkernel, name, str(tmp_path / name))
+    assert netkernel.resolvers() == ([OTHER], {"127.0.0.53": OTHER})
+    netkernel.nft(network.node_ruleset(RANGE, []))
     built, descriptors = netbuild.build(RANGE, 9, network.encode(network.Rules()))
     try:
         enter = ["nsenter", f"--net=/proc/{os.getpid()}/fd/{descriptors[0]}", "/usr/bin/python3", "-c", TRY, "udp 127.0.0.53 53"]

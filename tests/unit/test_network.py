@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nodewrap import netbuild, netd, network, profiles
+from nodewrap import netd, netkernel, network, profiles
 from nodewrap.guard import Guard, Network
 from nodewrap.network import Rule, Rules
 from nodewrap.policy import bounds
@@ -150,16 +150,16 @@ def test_guard_that_gives_no_private_network_is_told_when_the_policy_is_checked(
 
 
 def test_nft_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
-    monkeypatch.setattr(netbuild, "NFT", str(tmp_path / "nft"))
-    with pytest.raises(netbuild.NetError, match=r"is missing; install the package nftables"):
-        netbuild.nft("")
+    monkeypatch.setattr(netkernel, "NFT", str(tmp_path / "nft"))
+    with pytest.raises(netkernel.NetError, match=r"is missing; install the package nftables"):
+        netkernel.nft("")
 
 
 def test_resolvers_are_addresses_and_nothing_else(monkeypatch, tmp_path):
     odd = "nameserver 192.0.2.1 ; drop\nnameserver ::1\nnameserver 1.2.3.4}\n#nameserver 192.0.2.9\nnameserver\nsearch x\n"
     for name, text in (("RESOLV_CONF", odd), ("UPSTREAM", "")):
         (tmp_path / name).write_text(text)
-        monkeypatch.setattr(netbuild, name, str(tmp_path / name))
-    assert netbuild.resolvers() == (["192.0.2.1"], {})
+        monkeypatch.setattr(netkernel, name, str(tmp_path / name))
+    assert netkernel.resolvers() == (["192.0.2.1"], {})
     (tmp_path / "RESOLV_CONF").write_text("nameserver 127.0.0.1\n")
-    assert netbuild.resolvers() == ([], {}), "nothing is known to be behind it"
+    assert netkernel.resolvers() == ([], {}), "nothing is known to be behind it"
