@@ -211,6 +211,7 @@ int nwp_as_caller(const struct nw_run *r, bool on) {
 	setfsgid(gid);
 	setfsuid(uid);
 	if ((uid_t)setfsuid((uid_t)-1) == uid && (gid_t)setfsgid((gid_t)-1) == gid) return 0;
-	if (!on) abort(); /* going on with the caller's rights where ours are meant is not an option */
+	errno = EPERM;
+	if (!on) nwp_lost_ids();
 	return -1;
 }

@@ -249,7 +249,9 @@ int nwp_go(struct nw_run *r, struct nw_err *e) {
 	ssize_t n;
 	r->started_us = nwp_realtime_us();
 	int gone = say(r->payload_sock);
-	n = recv(r->payload_sock, &m, sizeof m, gone ? MSG_DONTWAIT : 0); /* what it gave up for, perhaps before it was told to go */
+	/* What it gave up for, perhaps before it read our word: then there is ECONNRESET first (net/unix/af_unix.c, unix_release_sock), and once. */
+	do n = recv(r->payload_sock, &m, sizeof m, gone ? MSG_DONTWAIT : 0);
+	while (n < 0 && (errno == ECONNRESET || errno == EINTR));
 	nwp_close(&r->payload_sock);
 	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR)
 		return gone ? nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began") : 0;

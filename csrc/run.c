@@ -8,7 +8,7 @@
 static struct nw_run run;
 
 /* Once: a log that fails for the start fails for the end too. */
-static void tell(const struct nw_err *e) {
+void nwp_tell(const struct nw_err *e) {
 	static char last[700];
 	char line[700];
 	int n = snprintf(line, sizeof line, "nodewrap: %s: %s\n", e->code, e->text);
@@ -78,8 +78,8 @@ static int answer(struct nw_run *r, struct nw_err *e) {
 	if (d->verdict == NW_PERMIT) return -1;
 	if (d->verdict == NW_SAY) return nwp_write_all(1, d->text ? d->text : "", d->text ? strlen(d->text) : 0) ? NW_INTERNAL : d->exit;
 	nw_fail(e, exits[d->verdict], d->code && d->code[0] ? d->code : "NW-DENIED", "%s", d->text ? d->text : "denied");
-	if (nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost)) tell(&lost);
-	tell(e);
+	if (nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost)) nwp_tell(&lost);
+	nwp_tell(e);
 	nwp_status(r, "refused", e, e->exit);
 	return e->exit;
 }
@@ -141,7 +141,7 @@ bool nwp_finish(struct nw_run *r, bool started) {
 	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
 	if (started && r->work.fd >= 0 && r->left == 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;
 	if (r->started_us || r->swept) ok &= nwp_record(r, "cleanup", NULL, true, &lost) == 0;
-	if (lost.exit && r->role == NW_ALONE) tell(&lost);
+	if (lost.exit && r->role == NW_ALONE) nwp_tell(&lost);
 	return ok && r->left == 0 && nwp_lease_release(r) == 0; /* else a sweep goes on with it */
 }
 
@@ -152,7 +152,7 @@ static int exit_code(const struct nw_run *r) {
 
 static int refuse(struct nw_run *r, const struct nw_err *e) {
 	struct nw_err lost;
-	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->text, lost.text)) tell(&lost);
+	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->text, lost.text)) nwp_tell(&lost);
 	r->ended = false;
 	nwp_status(r, "refused", e, e->exit);
 	return e->exit;
@@ -193,7 +193,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	nwp_init(r, l);
 	if (nwp_sanitise(r, argc, argv, &e) || read_guard(r, &e) || nwp_ask(r, &e) || check_status_fd(r, &e)) {
 		code = refuse(r, &e);
-		tell(&e);
+		nwp_tell(&e);
 		return code;
 	}
 	if ((code = answer(r, &e)) >= 0) return code;
@@ -211,6 +211,6 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 		return code;
 	}
 	if (r->stdio.exit && !e.exit) e = r->stdio, code = e.exit;
-	if (e.exit) tell(&e);
+	if (e.exit) nwp_tell(&e);
 	return code;
 }

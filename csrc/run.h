@@ -191,6 +191,8 @@ bool nw_wants_credentials(int argc, char *const *argv, char *const *env);
 int nwp_identify(struct nw_run *r, struct nw_err *e);
 /* As the caller: file-system ids switched for the time of one call. */
 int nwp_as_caller(const struct nw_run *r, bool on);
+void nwp_tell(const struct nw_err *e);
+void nwp_lost_ids(void) __attribute__((noreturn));
 void nwp_as_pilot(const struct nw_run *r, bool on);
 
 /* path.c */

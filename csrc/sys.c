@@ -111,12 +111,20 @@ int nwp_pidfd_signal(int fd, int sig) {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);
 }
 
+/* Going on with somebody's rights where another's are meant is not an option. */
+void nwp_lost_ids(void) {
+	struct nw_err e;
+	nw_fail(&e, NW_INTERNAL, "NW-IDS", "cannot change to the caller's ids, or back: %s", strerror(errno));
+	nwp_tell(&e);
+	_exit(e.exit);
+}
+
 /* While the front reads and writes what the pilot gave us: the kernel asks at each read or write, not only at open, who is there (root's reserve of a
  * file system, set-id bits, files of /proc). The real id is the pilot's anyway, the saved one stays ours. */
 void nwp_as_pilot(const struct nw_run *r, bool on) {
 	uid_t uid = on ? r->caller.uid : 0;
 	gid_t gid = on ? r->caller.gid : 0;
 	if (!r->launcher->privileged) return;
-	if (!on && setresuid((uid_t)-1, 0, (uid_t)-1)) abort();
-	if (setresgid((gid_t)-1, gid, (gid_t)-1) || setresuid((uid_t)-1, uid, (uid_t)-1)) abort(); /* as for nwp_as_caller */
+	if (!on && setresuid((uid_t)-1, 0, (uid_t)-1)) nwp_lost_ids();
+	if (setresgid((gid_t)-1, gid, (gid_t)-1) || setresuid((uid_t)-1, uid, (uid_t)-1)) nwp_lost_ids();
 }

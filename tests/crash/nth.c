@@ -55,6 +55,7 @@ struct proc {
 	unsigned calls, children;
 	unsigned long long nr;     /* of the last call */
 	bool waits;                /* in its first stop, not yet named */
+	unsigned long long wanted; /* argument of the brk that we let fail */
 	bool quiet;                /* before COMMAND's exec */
 	uint64_t born_ms, held_ms; /* held at a point until then */
 	struct point *at;          /* the point to finish at the call's exit, or held for */
@@ -168,7 +169,10 @@ static void change(struct proc *p, struct point *x, const struct __ptrace_syscal
 	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
 	if (x->what == 's') r.rdx /= 2;
 	else p->at = x;                                                          /* the rest at its exit */
-	if (x->what == 'f' && s->entry.nr != SYS_close) r.orig_rax = SYS_getpid; /* not -1: a seccomp filter may be on */
+	if (s->entry.nr == SYS_brk) { /* fails by leaving the break where it is (brk(2)): an errno would be taken for an address */
+		p->wanted = r.rdi;
+		r.rdi = 0;
+	} else if (x->what == 'f' && s->entry.nr != SYS_close) r.orig_rax = SYS_getpid; /* not -1: a seccomp filter may be on */
 	if (ptrace(PTRACE_SETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
 }
 
@@ -198,7 +202,8 @@ static int leave(struct proc *p) {
 	if (!x) return 1;
 	if (x->what == 'a') return arrive(p, x);
 	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
-	r.rax = (unsigned long long)-(long long)x->arg;
+	if (p->nr == SYS_brk) r.rdi = p->wanted; /* a call keeps its arguments' registers */
+	else r.rax = (unsigned long long)-(long long)x->arg;
 	if (ptrace(PTRACE_SETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
 	return 1;
 }
