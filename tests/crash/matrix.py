@@ -4,6 +4,7 @@
                     every mode and kind of both launchers (cases.py, WHOLE)
 --sample N          N of these, chosen by --seed
 --part I/N          of what was asked for, the I-th of N parts (1/N … N/N), which together are the whole
+--skip N            without the first N: to go on with one that was interrupted, by its last line of progress
 --deaths            all kills under a running payload
 --phases            these, and all kills of the phases lease -> exec and kill -> release, of one kind per launcher
 --only CASE POINT   one point again, as a violation prints it: setuid/static/batch k:0.3:120 (see points.py)
@@ -148,7 +149,7 @@ def chosen(found, asked):
             points += deaths(case, listing)
     place = {case: i for i, case in enumerate(CASES)}
     part, parts = map(int, asked.part.split("/"))
-    return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))[part - 1 :: parts]
+    return sorted(set(points), key=lambda pair: (place[pair[0]], text_of(pair[1])))[part - 1 :: parts][asked.skip :]
 
 
 def chunks(points):
@@ -180,6 +181,7 @@ def parsed(argv):
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--roles", default="")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--skip", type=int, default=0, metavar="N")
     parser.add_argument("--part", default="1/1", metavar="I/N")
     parser.add_argument("--workers", type=int, default=WORKERS)
     return parser.parse_args(argv)

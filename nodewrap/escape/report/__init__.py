@@ -6,5 +6,6 @@ from collections.abc import Callable
 
 from nodewrap.escape.model import Result
 from nodewrap.escape.report.documents import as_json, as_junit
+from nodewrap.escape.report.html import as_html
 
-FORMATS: dict[str, Callable[[list[Result]], str]] = {"json": as_json, "junit": as_junit}
+FORMATS: dict[str, Callable[[list[Result]], str]] = {"html": as_html, "json": as_json, "junit": as_junit}
