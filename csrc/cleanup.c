@@ -151,9 +151,10 @@ static int remove_files(struct nw_run *r) {
 	if (!d->files || r->profile.namespaces & NW_NS_MOUNT) return 0;
 	pid_t p = fork();
 	if (p == 0) {
-		bool inside = r->userns >= 0;
+		bool inside = r->userns >= 0, root = r->launcher->privileged;
 		if (inside && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-		if (nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
+		if (root && nwp_keep_chown(r->id.uid, r->id.gid, 0)) _exit(1);
+		if (!root && nwp_become(inside ? r->id.inside_uid : r->id.uid, inside ? r->id.inside_gid : r->id.gid, true)) _exit(1);
 		for (int i = 0; i < d->files; i++)
 			if (d->file[i].temporary && unlink(d->file[i].path) && errno != ENOENT) _exit(2);
 		_exit(0);

@@ -52,7 +52,8 @@ static void __attribute__((noreturn)) clear(struct nw_run *r, int dir, bool own,
 		if (x->d_name[0] != '.' && (place[n++] = openat(dir, x->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) _exit(2);
 	if (own) place[n++] = dir;
 	if (!own && in && setns(r->userns, CLONE_NEWUSER)) _exit(3);
-	if (!own && nwp_become(in ? id->inside_uid : id->uid, in ? id->inside_gid : id->gid, !r->launcher->privileged)) _exit(4);
+	if (!own && r->launcher->privileged && nwp_keep_chown(id->uid, id->gid, 0)) _exit(4);
+	if (!own && !r->launcher->privileged && nwp_become(in ? id->inside_uid : id->uid, in ? id->inside_gid : id->gid, true)) _exit(4);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(5); /* a change of ids took it away */
 	for (int i = 0; i < n; i++) nwp_remove_owned(place[i], first, last, NULL, &t);
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);

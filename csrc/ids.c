@@ -61,12 +61,15 @@ int nwp_become(uid_t uid, gid_t gid, bool keep_groups) {
 	return 0;
 }
 
-/* The owner's rights and, for what ownership needs, these capabilities alone. */
+/* The owner's rights to files and, for what ownership needs, these capabilities alone. By the file-system ids: who has the owner's id can neither
+ * stop, kill, trace nor limit this process (kill(2), ptrace(2), prlimit(2) ask for the others, which stay root's). setfsuid(2) reports nothing, so
+ * the change is read back. */
 int nwp_keep_chown(uid_t uid, gid_t gid, uint64_t caps) {
-	if (prctl(PR_SET_KEEPCAPS, 1) || setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(uid, uid, uid) ||
-		set_caps(caps))
-		return -1;
-	return prctl(PR_SET_KEEPCAPS, 0);
+	if (setgroups(0, NULL)) return -1;
+	setfsgid(gid);
+	setfsuid(uid);
+	if ((uid_t)setfsuid((uid_t)-1) != uid || (gid_t)setfsgid((gid_t)-1) != gid) return -1;
+	return set_caps(caps);
 }
 
 static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t inside, uint32_t first, uint32_t count) {

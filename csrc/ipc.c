@@ -189,7 +189,10 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	int queues = ipc ? open_queues(r) : -1;
 	must(!ipc || queues >= 0);
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
-	if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
+	/* Of an id that others have too only the effective one, which System V asks for: they cannot signal us (kill(2): the real and the saved one). */
+	if (r->launcher->privileged && !j->whole) {
+		if (setgroups(0, NULL) || setresgid(0, r->id.gid, 0) || setresuid(0, r->id.uid, 0) || nwp_keep_caps(0)) _exit(1);
+	} else if (nwp_become(in ? r->id.inside_uid : r->id.uid, in ? r->id.inside_gid : r->id.gid, !r->launcher->privileged)) _exit(1);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != j->by) _exit(1);
 	for (int i = 0; ipc && i < 3; i++) clean_table(j, &kinds[i]);
 	if (queues >= 0) clean_dir(j, queues, true);

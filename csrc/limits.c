@@ -106,8 +106,8 @@ static int64_t counted(const struct nw_run *r, const char *file, const char *key
 	return at ? (int64_t)strtoull(at + len, NULL, 10) : -1;
 }
 
-/* Sizes the work directory and the run's own on disk. Not under an id that the payload could signal, but for what it closes against its
- * owner: whoever may not read there does not see what is there. */
+/* Sizes the work directory and the run's own on disk, with the pilot's rights where it is the pilot's on disk, and what its owner closed too: whoever
+ * may not read there does not see what is there. */
 static void __attribute__((noreturn)) measure(struct nw_run *r, uint64_t most, pid_t us) {
 	struct nw_tally t = { 0 };
 	struct nw_walk w = { .top = "", .measure = true };

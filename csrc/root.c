@@ -14,10 +14,22 @@ static int set_flags(int fd, uint64_t set, uint64_t clear, uint64_t propagation,
 	return mount_setattr(fd, "", AT_EMPTY_PATH | (recursive ? AT_RECURSIVE : 0), &a, sizeof a);
 }
 
-/* Walk to the place of path below root, making what is missing on our own tmpfs; a link on the way is an attack or a mistake. */
+/* Private places, in which nobody but us has files yet: mounts, open until the payload's exec. */
+static int own[NW_OPS], owns;
+
+static bool is_own(int at) {
+	uint64_t mount = nwp_mount_of(at);
+	for (int i = 0; mount && i < owns; i++)
+		if (nwp_mount_of(own[i]) == mount) return true;
+	return false;
+}
+
+/* Walk to the place of path below root, making what is missing on our own file systems. On others nothing is made: what is missing there was there a
+ * moment ago, and its owner, the pilot perhaps, has moved it. A link on the way is an attack or a mistake. */
 static int target(int root, const char *path, bool dir, struct nw_err *e) {
 	char part[NAME_MAX + 1];
 	int at = dup(root), next;
+	bool crossed = false;
 	for (const char *p = path + strspn(path, "/"); *p && at >= 0; p += strspn(p, "/")) {
 		size_t n = strcspn(p, "/");
 		bool last = p[n + strspn(p + n, "/")] == 0;
@@ -25,8 +37,11 @@ static int target(int root, const char *path, bool dir, struct nw_err *e) {
 		memcpy(part, p, n);
 		part[n] = 0;
 		p += n;
-		next = openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-		if (next < 0 && errno == ENOENT) {
+		next = nwp_openat2(at, part, O_PATH | O_NOFOLLOW, 0, RESOLVE_NO_XDEV);
+		if (next < 0 && errno == EXDEV) {
+			crossed = true;
+			next = openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+		} else if (next < 0 && errno == ENOENT && (!crossed || is_own(at))) {
 			int made = last && !dir ? mknodat(at, part, S_IFREG | 0444, 0) : mkdirat(at, part, 0755);
 			next = made ? -1 : openat(at, part, O_PATH | O_NOFOLLOW | O_CLOEXEC);
 		}
@@ -41,16 +56,23 @@ static int target(int root, const char *path, bool dir, struct nw_err *e) {
 	return at;
 }
 
-static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e) {
+static int place(int root, int mnt, const char *path, bool dir, struct nw_err *e) {
 	int to = target(root, path, dir, e), bad;
-	if (to < 0) {
-		close(mnt);
-		return -1;
-	}
+	if (to < 0) return -1;
 	bad = move_mount(mnt, "", to, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
 	close(to);
-	close(mnt);
 	return bad ? fail(e, "cannot attach", path) : 0;
+}
+
+static int attach(int root, int mnt, const char *path, bool dir, struct nw_err *e) {
+	int bad = place(root, mnt, path, dir, e);
+	close(mnt);
+	return bad;
+}
+
+static int place_own(int root, int mnt, const char *path, struct nw_err *e) {
+	own[owns++] = mnt;
+	return place(root, mnt, path, true, e);
 }
 
 /* A new file system as a detached mount. options: name, value, …, NULL */
@@ -92,7 +114,7 @@ static int do_tmpfs(int root, const char *path, unsigned mode, uint64_t size, co
 	snprintf(uid, sizeof uid, "%u", owner ? owner->uid : 0);
 	snprintf(gid, sizeof gid, "%u", owner ? owner->gid : 0);
 	mnt = new_fs("tmpfs", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
-	return mnt < 0 ? fail(e, "no tmpfs for", path) : attach(root, mnt, path, true, e);
+	return mnt < 0 ? fail(e, "no tmpfs for", path) : place_own(root, mnt, path, e);
 }
 
 /* What every minimal /dev has beside its nodes: the links into /proc/self/fd, and terminals of its own. */
@@ -196,7 +218,7 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	case NW_DISK:
 		snprintf(path, sizeof path, "%s/%d", r->disk, (int)(op - r->profile.op));
 		mnt = copy_host(path, NW_OP_RW, false, false, &dir, e);
-		return mnt < 0 ? -1 : attach(root, mnt, op->path, dir, e);
+		return mnt < 0 ? -1 : place_own(root, mnt, op->path, e);
 	case NW_TMPFS: return do_tmpfs(root, op->path, op->mode, nwp_scratch(r, op->size), NULL, e);
 	case NW_DEV: return do_dev(root, op, e);
 	case NW_PROC: return do_kernel_fs(root, "proc", "/proc", e);

@@ -201,6 +201,7 @@ int nwp_check_trusted(int fd, uid_t owner, const char *path, const char *part, s
 char *nwp_read_trusted(const char *path, uid_t owner, size_t max, size_t *len, struct nw_err *e);
 extern uid_t nwp_unmapped; /* id of what has none in this user namespace and counts as root's; 0: nothing does */
 void nwp_unprivileged(void);
+uint64_t nwp_mount_of(int fd);
 int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 uid_t nwp_trusted_owner(const struct nw_run *r);
 

@@ -56,7 +56,8 @@ void nwp_unprivileged(void) {
 	nwp_close(&o);
 }
 
-static uint64_t mount_of(int fd) {
+/* Which mount it is on; 0: not to be told. */
+uint64_t nwp_mount_of(int fd) {
 	struct statx x = { 0 };
 	return statx(fd, "", AT_EMPTY_PATH, STATX_MNT_ID, &x) == 0 && x.stx_mask & STATX_MNT_ID ? x.stx_mnt_id : 0;
 }
@@ -67,7 +68,7 @@ int nwp_openat2(int dirfd, const char *path, uint64_t flags, uint64_t mode, uint
 	bool beneath = resolve & RESOLVE_BENEATH;
 	if (fd >= 0 || errno != ENOSYS || !unprivileged || !(flags & O_NOFOLLOW) || (beneath && (strchr(path, '/') || !strcmp(path, "..")))) return fd;
 	fd = openat(dirfd, path, (int)flags | O_CLOEXEC, (mode_t)mode);
-	if (fd >= 0 && resolve & RESOLVE_NO_XDEV && (!mount_of(fd) || mount_of(fd) != mount_of(dirfd))) {
+	if (fd >= 0 && resolve & RESOLVE_NO_XDEV && (!nwp_mount_of(fd) || nwp_mount_of(fd) != nwp_mount_of(dirfd))) {
 		nwp_close(&fd);
 		errno = EXDEV;
 	}

@@ -112,7 +112,7 @@ static void join(struct walk *w) {
 	if (w->me) _exit(0);
 	if (w->other <= 0) return;
 	struct pollfd end = { nwp_pidfd_open(w->other), POLLIN, 0 };
-	while (end.fd >= 0 && poll(&end, 1, 500) == 0) kill(w->other, SIGCONT); /* who has its id may stop it */
+	while (end.fd >= 0 && poll(&end, 1, 500) == 0) kill(w->other, SIGCONT); /* as in nwp_hear_walk() */
 	nwp_close(&end.fd);
 	bool whole = nwp_wait(w->other, -1) == 0;
 	nwp_tally_add(w->tally, w->half);

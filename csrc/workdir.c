@@ -140,7 +140,7 @@ static void __attribute__((noreturn)) walk(struct nw_run *r, const struct nw_dir
 /* The tally of a process that walks, over the pipe whose ends are closed then; -1: it was cut short, or there was none. */
 int nwp_hear_walk(pid_t p, int fd[2], struct nw_tally *t) {
 	close(fd[1]);
-	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* who has its id may stop it */
+	for (struct pollfd told = { fd[0], POLLIN, 0 }; p > 0 && poll(&told, 1, 500) == 0;) kill(p, SIGCONT); /* without root its pilot may stop it */
 	bool whole = p > 0 && read(fd[0], t, sizeof *t) == (ssize_t)sizeof *t;
 	close(fd[0]);
 	return p < 0 || nwp_wait(p, -1) || !whole ? -1 : 0;

@@ -128,6 +128,38 @@ def test_payload_begins_in_the_leased_directory_whatever_its_name_leads_to_now(s
         shutil.rmtree(private)
 
 
+#: Takes a directory away and brings it back for ever; what was made in its place meanwhile is kept. argv: its path.
+BLINK = """
+import ctypes, os, sys, time
+libc, path = ctypes.CDLL(None), sys.argv[1].encode()
+print("ready", flush=True)
+while True:
+    os.rename(path, path + b"-away")
+    time.sleep(0.002)
+    while libc.renameat2(-100, path + b"-away", -100, path, 1):  # RENAME_NOREPLACE
+        os.rename(path, path + b"-%d" % time.monotonic_ns())
+    time.sleep(0.002)
+"""
+
+
+def test_nothing_of_roots_is_made_in_a_directory_of_the_pilots(setuid_node, home):
+    """Its work directory below an exposed one was away for a moment: root made another one there."""
+    top = owned(home / "top", setuid_node.pilot)
+    work = owned(top / "w", setuid_node.pilot)
+    options = ["--expose", str(top), "--workdir", str(work)]
+    codes = set()
+    try:
+        assert setuid_node.run("log-only", "/bin/true", options=options).rc == 0
+        with as_pilot(setuid_node, BLINK, str(work)):
+            for _ in range(25):
+                codes.add(setuid_node.run("log-only", "/bin/true", options=options).rc)
+        owners = {path.stat().st_uid for path in top.iterdir()}
+        assert owners == {setuid_node.pilot.uid}
+        assert codes & {201, 202}, "it was away at the right moment, once at least"
+    finally:
+        shutil.rmtree(top)
+
+
 # ---- a payload against what comes after it ----
 
 

@@ -19,7 +19,7 @@ from nodewrap import lease
 from tests.escape.test_launcher_attacks import owned
 from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
 from tests.integration.test_sweep import abandon
-from tests.node import alive, until
+from tests.node import alive, status_of, until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -54,8 +54,8 @@ def start(node, kind, profile, *options, script="echo ready; exec sleep 600"):
 
 
 def walkers(node):
-    """pids of walks through work directories: the launcher's processes that have the pilot's real id, but not its programs."""
-    return [pid for pid in node.launchers() if Path(f"/proc/{pid}/status").read_text().split("Uid:")[1].split()[:3] == [str(node.pilot.uid)] * 3]
+    """pids of walks through work directories: the launcher's processes that are root but use files as the pilot."""
+    return [pid for pid in node.launchers() if status_of(pid)["Uid"] == ["0", "0", "0", str(node.pilot.uid)]]
 
 
 # ---- a pilot's directory against the other runs of the node ----
@@ -78,7 +78,7 @@ def test_work_directory_that_hangs_keeps_no_other_run_waiting(setuid_node, home)
 
 
 def test_stopped_walk_of_a_dead_run_keeps_nothing_of_the_run_that_swept(setuid_node, home):
-    """The walk has the dead run's pilot's id. Stopped, it outlived its sweeper, with the lease's lock and the other pilot's --status-fd."""
+    """Its pilot had the right to stop the walk. Stopped, it outlived its sweeper, with the lease's lock and the other pilot's --status-fd."""
     work = owned(home / "w", setuid_node.pilot)
     abandon(setuid_node, start(setuid_node, "log-only", "none", "--workdir", str(work)))
     for i in range(60000):
