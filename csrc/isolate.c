@@ -161,6 +161,7 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	}
 	close(init[1]);
 	close(payload[1]);
+	nwp_close(&r->told);
 	r->init_sock = init[0];
 	r->payload_sock = payload[0];
 	nwp_close(&r->netns); /* it ends with the payload */
@@ -235,7 +236,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	int bad;
 	if (r->profile.seccomp[0] && nwp_policy_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || clone_init(r, filter, len, e);
+	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || nwp_container(r, e) || clone_init(r, filter, len, e);
 	free(filter);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);

@@ -66,10 +66,11 @@ static char **build_argv(struct nw_run *r) {
 }
 
 /* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. */
-static void search_and_exec(const char *name, char **argv, char **env) {
+int nwp_exec(const char *name, char **argv, char **env, bool search) {
 	const char *path = nwp_env(env, "PATH");
 	char full[4096];
 	int err = ENOENT;
+	if (!search || strchr(name, '/')) return execve(name, argv, env);
 	if (!path) path = "/usr/local/bin:/usr/bin:/bin";
 	for (const char *p = path; *name; p += strcspn(p, ":"), p += *p == ':') {
 		size_t n = strcspn(p, ":");
@@ -80,6 +81,11 @@ static void search_and_exec(const char *name, char **argv, char **env) {
 		if (!p[n]) break;
 	}
 	errno = err;
+	return -1;
+}
+
+int nw_exec_status(int err) {
+	return err == ENOENT || err == ENOTDIR ? 127 : 126;
 }
 
 /* The work directory was entered with init's rights: a parent of it that only the pilot may pass is no obstacle. "." proves that the
@@ -98,7 +104,8 @@ static int take_std(struct nw_run *r, int *sock) {
 	int high = fcntl(*sock, F_DUPFD_CLOEXEC, 10);
 	for (int i = 0; i < 3; i++)
 		if (dup2(r->std[i], i) != i || (r->std[i] == i && fcntl(i, F_SETFD, 0))) return -1;
-	if (high < 0 || dup2(high, 3) != 3 || fcntl(3, F_SETFD, FD_CLOEXEC) || close_range(4, ~0u, 0)) return -1;
+	if (high < 0 || dup2(high, 3) != 3 || fcntl(3, F_SETFD, FD_CLOEXEC)) return -1;
+	if (r->inside >= 0 ? nwp_hand_over(r) : close_range(4, ~0u, 0)) return -1;
 	*sock = 3;
 	return 0;
 }
@@ -160,9 +167,7 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	sigemptyset(&none);
 	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "signals", "");
-	if (r->decision.search && !strchr(argv[0], '/')) search_and_exec(argv[0], argv, env);
-	else execve(argv[0], argv, env);
+	nwp_exec(argv[0], argv, env, r->decision.search);
 	if (r->decision.befores) give_up(sock, 125, NW_INTERNAL, "NW-APPTAINER", "cannot execute (see \"nodewrap doctor\")", argv[0]);
-	give_up(sock, errno == ENOENT || errno == ENOTDIR ? 127 : 126, errno == ENOENT || errno == ENOTDIR ? 127 : 126, "NW-EXEC", "cannot execute",
-		argv[0]);
+	give_up(sock, nw_exec_status(errno), nw_exec_status(errno), "NW-EXEC", "cannot execute", argv[0]);
 }

@@ -249,23 +249,36 @@ static int do_op(struct nw_run *r, int root, const struct nw_op *op, struct nw_e
 	}
 }
 
-/* What the caller named, at that place. A privileged launcher made the mount before the namespaces; without privilege that is only possible
- * in here, so it is opened again and must be the same one. */
-static int callers(int root, const struct nw_dir *d, const char *place, uint64_t more, struct nw_err *e) {
-	struct stat st;
+/* A mount of what was opened before. A privileged launcher made it before the namespaces; without privilege that is only possible in here, so it
+ * is opened again and must be the same one. */
+static int again(const struct nw_dir *d, uint64_t more, struct stat *st, struct nw_err *e) {
 	int mnt = d->mnt, fd;
 	if (mnt < 0) {
 		fd = nwp_openat2(AT_FDCWD, d->path, O_PATH | O_NOFOLLOW, 0, RESOLVE_NO_MAGICLINKS);
-		if (fd < 0 || fstat(fd, &st)) return fail(e, "cannot open", d->path);
-		if (st.st_dev == d->dev && st.st_ino == d->ino) mnt = open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
+		if (fd < 0 || fstat(fd, st)) return fail(e, "cannot open", d->path);
+		if (st->st_dev == d->dev && st->st_ino == d->ino) mnt = open_tree(fd, "", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | AT_EMPTY_PATH);
 		close(fd);
 		if (mnt < 0) return nw_fail(e, NW_USAGE, "NW-WORKDIR", "%s: was exchanged while it was opened, or cannot be shown", d->path);
 	}
-	if (fstat(mnt, &st) || set_flags(mnt, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | more, 0, MS_PRIVATE, false)) {
-		close(mnt);
-		return fail(e, "cannot restrict", d->path);
-	}
-	return attach(root, mnt, place, S_ISDIR(st.st_mode), e);
+	if (fstat(mnt, st) == 0 && set_flags(mnt, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | more, 0, MS_PRIVATE, false) == 0) return mnt;
+	close(mnt);
+	return fail(e, "cannot restrict", d->path);
+}
+
+/* What the caller named, at that place. */
+static int callers(int root, const struct nw_dir *d, const char *place, uint64_t more, struct nw_err *e) {
+	struct stat st = { 0 };
+	int mnt = again(d, more, &st, e);
+	return mnt < 0 ? -1 : attach(root, mnt, place, S_ISDIR(st.st_mode), e);
+}
+
+/* A container's image; and what its runtime executes, which has no place in the root. Read-only by the mount: of the userns launcher's own files the
+ * payload may be the owner, and whoever has a descriptor can open it again, for writing too (proc(5), /proc/PID/fd). */
+static int contained(struct nw_run *r, int root, struct nw_err *e) {
+	struct stat st;
+	if (!r->decision.image) return 0;
+	r->own.mnt = again(&r->own, MOUNT_ATTR_RDONLY, &st, e);
+	return r->own.mnt < 0 ? -1 : callers(root, &r->image, NW_IMAGE, MOUNT_ATTR_RDONLY, e);
 }
 
 static int loopback_up(struct nw_err *e) {
@@ -294,7 +307,7 @@ int nwp_build_root(struct nw_run *r, struct nw_err *e) {
 		if (do_op(r, root, &r->profile.op[i], e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
 		if (callers(root, &r->expose[i], r->expose[i].path, 0, e)) return -1;
-	if (r->decision.image && callers(root, &r->image, NW_IMAGE, MOUNT_ATTR_RDONLY, e)) return -1;
+	if (contained(r, root, e)) return -1;
 	if (r->decision.workdir && callers(root, &r->work, r->work.path, 0, e)) return -1;
 	if (set_flags(root, MOUNT_ATTR_RDONLY, 0, 0, false)) return fail(e, "cannot close", "/");
 	/* pivot_root(".", "."): the old root lands on top of the new one and is taken off (pivot_root(2), NOTES). */

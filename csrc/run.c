@@ -150,9 +150,13 @@ static int exit_code(const struct nw_run *r) {
 	return code >= NW_USAGE && code <= NW_COLLIDES ? NW_COLLIDES : code;
 }
 
-static int refuse(struct nw_run *r, const struct nw_err *e) {
+static void record_error(struct nw_run *r, const struct nw_err *e) {
 	struct nw_err lost;
 	if (r->guard.audit[0] && nwp_record(r, e->exit == NW_DENIED ? "deny" : "error", e, true, &lost) && strcmp(e->text, lost.text)) nwp_tell(&lost);
+}
+
+static int refuse(struct nw_run *r, const struct nw_err *e) {
+	record_error(r, e);
 	r->ended = false;
 	nwp_status(r, "refused", e, e->exit);
 	return e->exit;
@@ -171,6 +175,7 @@ static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 	else if (!clean)
 		nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
 			r->run);
+	else if (nwp_container_end(r, e)) record_error(r, e);
 	int code = e->exit ? e->exit : exit_code(r);
 	nwp_status(r, "exited", e->exit ? e : NULL, code);
 	return code;
@@ -181,6 +186,7 @@ void nwp_init(struct nw_run *r, const struct nw_launcher *l) {
 	r->decision.status_fd = r->decision.mode = r->work.fd = r->work.mnt = r->image.fd = r->image.mnt = r->lease_fd = r->leases = r->cgroup_fd = r->init_fd = r->payload_fd =
 		-1;
 	r->tty = r->range = r->keeper = r->front = r->init_sock = r->payload_sock = r->userns = r->netd = r->netns = r->id.lock = -1;
+	r->words = r->inside = r->told = r->own.fd = r->own.mnt = -1;
 	r->id.uid = (uid_t)-1;
 	r->session = AUDIT_SID_UNSET;
 	for (int i = 0; i < NW_EXPOSE; i++) r->expose[i].fd = r->expose[i].mnt = -1;

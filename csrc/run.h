@@ -136,6 +136,8 @@ struct nw_run {
 	struct nw_identity id;
 	struct nw_dir work, expose[NW_EXPOSE];
 	struct nw_dir image;          /* of a container: a file or a directory */
+	struct nw_dir own;            /* launch_inside.c, */
+	int words, inside, told;      /* what the runtime said, and the two ends of the socket for what that one tells; or -1 */
 	enum nw_handover how; /* of the work directory */
 	struct timespec given; /* when the payload got it; 0: not known */
 	int64_t given_ahead;   /* of CLOCK_BOOTTIME, then */
@@ -230,6 +232,14 @@ void nwp_glexec_syslog(struct nw_run *r);
 /* Where the payload finds its image: a name in our own root, so that nothing of the profile's or the pilot's can be there. Twin: apptainer.py */
 #define NW_IMAGE "/.image"
 
+/* container.c. The payload's stderr, a socket and launch_inside.c are these descriptors of the runtime's; shells have use for those below 10. Twin:
+ * apptainer.py */
+#define NW_INSIDE 20
+#define NW_SAID 4097
+int nwp_container(struct nw_run *r, struct nw_err *e);
+int nwp_hand_over(const struct nw_run *r);
+int nwp_container_end(const struct nw_run *r, struct nw_err *e);
+
 /* workdir.c: the caller's directories, opened once, as the caller */
 int nwp_open_dirs(struct nw_run *r, struct nw_err *e);
 int nwp_look_at(struct nw_dir *d);
@@ -259,6 +269,8 @@ struct nw_msg {
 };
 void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
 char **nwp_build_env(const struct nw_run *r);
+int nwp_exec(const char *name, char **argv, char **env, bool search);
+int nw_exec_status(int err);
 const char *nwp_env(char *const *env, const char *name);
 
 /* landlock.c */

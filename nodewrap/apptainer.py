@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 #: Where the payload's view has the image (NW_IMAGE in csrc/run.h).
 PLACE = "/.image"
+#: What the runtime executes there in place of the command, by the descriptor that it inherits (NW_INSIDE + 2 in csrc/run.h).
+INSIDE = "/proc/self/fd/22"
 #: What the runtime takes as orders, whoever says them.
 PREFIXES = ("APPTAINER", "SINGULARITY")
 #: A file up to this size is digested as a whole at every start (1.5 ms at 700 MB/s); of a larger one that the policy does not name, the head.
@@ -149,7 +151,7 @@ def _digest(fd: int, known: "dict[str, Any] | None", path: str, info: os.stat_re
 
 
 def words(rule: "dict[str, Any]", ask: model.Ask) -> "list[str]":
-    """What stands in front of the payload's command: ``apptainer … exec … IMAGE``."""
+    """What stands in front of the payload's command: ``apptainer … exec … IMAGE INSIDE``."""
     home = ask.workdir or environment.TMP
     shown = [ask.workdir] * bool(ask.workdir) + ask.expose
     for path in shown:
@@ -157,7 +159,7 @@ def words(rule: "dict[str, Any]", ask: model.Ask) -> "list[str]":
             raise model.Refusal(201, "NW-IMAGE", f"{usage.shown(path)}: Apptainer takes no {' '.join(SEPARATORS)} in a path; use another directory")
     binds = [environment.TMP, "/var/tmp", *ask.expose, *rule["bind"]]  # noqa: S108  the payload's own, private, in its view
     option = [word for bind in binds if bind != home for word in ("--bind", bind)]
-    return [rule["program"], "--quiet", "--nocolor", "exec", "--contain", *rule["options"], "--home", home, "--pwd", home, *option, PLACE]
+    return [rule["program"], "--quiet", "--nocolor", "exec", "--contain", *rule["options"], "--home", home, "--pwd", home, *option, PLACE, INSIDE]
 
 
 def orders(name: str) -> bool:

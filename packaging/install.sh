@@ -78,6 +78,7 @@ install_launchers() {
     dir "$PREFIX/bin"
     put 0755 "$OBJDIR/nodewrap-userns" "$LIBEXEC/nodewrap-userns"
     put 0755 "$OBJDIR/nodewrap-sweep" "$LIBEXEC/nodewrap-sweep"
+    put 0755 "$OBJDIR/nodewrap-inside" "$LIBEXEC/nodewrap-inside"
     rm -f "$DESTDIR$LIBEXEC/nodewrap-setuid" # a site that changed to userns must not keep it
     [ "$LAUNCHER" != setuid ] || install_setuid
     put 0755 "$OBJDIR/nodewrap" "$PREFIX/bin/nodewrap"

@@ -11,7 +11,9 @@ from tests.files import CHECKOUT
 from tests.need import need, search_path
 
 OWN = CHECKOUT / "build/apptainer"
-PROGRAMS = ("sh", "cat", "chmod", "echo", "env", "false", "grep", "id", "kill", "ls", "mkdir", "mount", "ps", "pwd", "sleep", "test", "touch", "true")
+PROGRAMS = (
+    "sh", "cat", "chmod", "echo", "env", "false", "grep", "head", "id", "kill", "ls", "mkdir", "mount", "ps", "pwd", "sleep", "test", "touch", "true",
+)
 
 
 def program():

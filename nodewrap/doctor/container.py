@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import select
 import shutil
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from nodewrap import _paths, apptainer
 from nodewrap.doctor import probe
 
 LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
@@ -30,18 +34,32 @@ def version(program: str) -> str:
 
 
 def try_container(program: str, image: str) -> Callable[[], None]:
-    """A container of that image in which the node's own /usr is bound: true(1) runs there."""
+    """A container of that image in which the node's own /usr is bound: true(1) runs there, as payloads' commands do (csrc/container.c)."""
 
     def work() -> None:
         plain = [f"/{name}" for name in LINKS if os.path.isdir(f"/{name}") and not os.path.islink(f"/{name}")]
         binds = [word for place in ("/usr", *plain) for word in ("--bind", f"{place}:{place}:ro")]
-        argv = [program, "--quiet", "--nocolor", "exec", "--contain", "--no-home", *binds, image, "/usr/bin/env", "true"]
+        argv = [program, "--quiet", "--nocolor", "exec", "--contain", "--no-home", *binds, image, apptainer.INSIDE, "/usr/bin/env", "true"]
         env = {"PATH": "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": image, "APPTAINER_CONFIGDIR": f"{image}/own"}
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", env=env, timeout=SECONDS)
-        if done.returncode:
-            raise OSError(f"exit {done.returncode}: {' '.join(done.stderr.split())[-300:]}")
+        os.chdir("/")
+        code, told, said = _ran(argv, env)
+        if code or not told:
+            raise OSError(f"exit {code}{'' if told else ' before the command'}: {' '.join(said.split())[-300:]}")
 
     return work
+
+
+def _ran(argv: list[str], env: dict[str, str]) -> tuple[int, bytes, str]:
+    """The exit code, what nodewrap-inside told (nothing when it was not reached), and what was said. In a process of one's own."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    said, own = os.memfd_create("said"), os.open(f"{_paths.LIBEXEC}/nodewrap-inside", os.O_RDONLY)
+    first = int(apptainer.INSIDE.rpartition("/")[2]) - 2
+    wanted = {1: said, 2: said, first: said, first + 1: theirs.fileno(), first + 2: own}
+    above = {place: fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, first + 3) for place, fd in wanted.items()}
+    pid = os.posix_spawn(argv[0], argv, env, file_actions=[(os.POSIX_SPAWN_DUP2, fd, place) for place, fd in above.items()])
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    told = ours.recv(4) if select.select([ours], [], [], 0)[0] else b""
+    return code, told, os.pread(said, 1 << 16, 0).decode(errors="replace")
 
 
 def problem(program: str, uid: int, gid: int) -> str:

@@ -45,12 +45,13 @@ def work(home, session):
     shutil.rmtree(path)
 
 
-def policy(node, image, more="", batch=False):
-    """Every rule allows these images; batch shows the test's Apptainer."""
+def policy(node, image, more="", batch=False, runtime=None):
+    """Every rule allows these images; batch shows the test's Apptainer, or the runtime given."""
     listed = ", ".join(f'"{one}"' for one in image)
     text = node.policy_text().replace('profile = ["none", "compat", "batch"', 'profile = ["batch"') if batch else node.policy_text()
     text = text.replace('"batch", "strict"]\n', f'"batch", "strict"]\nimage = [{listed}]\n{more}\n')
-    node.site.policy(f'{text}\n[apptainer]\nprogram = "{container.program()}"\n{container.profile()}')
+    shown = f'[profile.batch]\nadd = {{ read_only = ["{runtime}"] }}\n' if runtime else container.profile()
+    node.site.policy(f'{text}\n[apptainer]\nprogram = "{runtime or container.program()}"\n{shown}')
 
 
 @pytest.fixture(params=["setuid", "userns"])
@@ -108,10 +109,105 @@ def digest_of(path, whole):
     return "sha256-first-32768:" + hashlib.sha256(path.read_bytes()[:32768]).hexdigest()
 
 
-@pytest.mark.parametrize(("script", "code"), [("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("exit 203", 204)])
+@pytest.mark.parametrize(
+    ("script", "code"), [("exit 42", 42), ("kill -TERM $$", 143), ("kill -KILL $$", 137), ("exit 203", 204), ("exit 255", 255), ("exit 126", 126)])
 def test_end_of_the_command_comes_out_as_without_a_container(boxed, images, script, code):
     ran = boxed.sh("map", script, options=["--image", images / "directory"])
     assert (ran.rc, ran.out, ran.err) == (code, b"", b"")
+
+
+def check_no_container(ran, *says):
+    """202 and one line with the runtime's reason; what was started is on record with its end, and with why."""
+    assert (ran.rc, ran.out) == (202, b""), ran
+    assert ran.err.startswith(b"nodewrap: NW-APPTAINER: no container was made; "), ran
+    assert ran.err.count(b"\n") == 1
+    assert all(word.encode() in ran.err for word in says), ran
+    assert ran.record("error")["event"]["code"] == "NW-APPTAINER"
+    assert [record["event"]["action"] for record in ran.records if record["event"]["action"] != "degrade"] == [
+        "authorize", "start", "exit", "cleanup", "error"]
+
+
+@pytest.mark.parametrize("option", ["", "pid"])
+def test_runtime_that_fails_before_the_command_is_an_internal_error_with_its_reason(boxed, images, option):
+    policy(boxed, [f"{images}/*"], f'apptainer = {{ bind = ["/not/there"], options = {[option] if option else []} }}')
+    ran = boxed.sh("map", "echo ran", options=["--image", images / "directory"])
+    check_no_container(ran, "ended with 255", "FATAL:", "/not/there doesn't exist")
+
+
+def test_image_that_is_damaged_behind_its_header_is_an_internal_error_with_the_reason(boxed, images):
+    path = images / "damaged.sif"
+    whole = (images / "image.sif").read_bytes()
+    path.write_bytes(whole[:32768] + b"\0" * (len(whole) - 32768))
+    check_no_container(boxed.sh("map", "echo ran", options=["--image", path]), "FATAL:")
+    path.unlink()
+
+
+@pytest.mark.parametrize("says", ["exit 0", "echo >&2 'FATAL: \033[1mno luck\r'; exit 255", "head -c 1000000 /dev/zero | tr '\\0' x >&2; exit 3"])
+def test_runtime_that_ends_by_itself_is_never_taken_for_the_command(boxed, images, session, says):
+    fake = session.top / "fake-runtime"
+    fake.write_text(f"#!/bin/sh\n{says}\n")
+    fake.chmod(0o755)
+    policy(boxed, [f"{images}/*"], runtime=fake)
+    ran = boxed.sh("map", "echo ran", options=["--image", images / "directory"])
+    check_no_container(ran, f"ended with {says[-3:].split()[-1]}")
+    assert not re.search(rb"[\x00-\x1f\x7f]", ran.err[:-1])
+    fake.unlink()
+
+
+def test_status_descriptor_tells_a_container_that_was_not_made_from_a_command_that_failed(boxed, images):
+    for bind, code, word in (("/not/there", 202, "NW-APPTAINER"), ("/usr", 7, None)):
+        policy(boxed, [f"{images}/*"], f'apptainer = {{ bind = ["{bind}"] }}')
+        live = boxed.start("map", "/bin/sh", "-c", "exit 7", options=["--image", str(images / "directory")])
+        assert live.end()[0] == code
+        assert [live.events[-1].get(name) for name in ("event", "exit", "code")] == ["exited", code, word]
+
+
+@pytest.mark.parametrize(("command", "code"), [("not-there", 127), ("/not/there", 127), ("/etc/passwd", 126)])
+def test_command_that_the_image_does_not_have_is_told_as_without_a_container(boxed, images, command, code):
+    ran = boxed.run("map", command, "word", profile="batch", options=["--image", images / "directory"])
+    assert (ran.rc, ran.out) == (code, b""), ran
+    assert ran.err.startswith(f"nodewrap: NW-EXEC: cannot execute in the image {command}: ".encode()), ran
+    assert ran.err.count(b"\n") == 1
+    assert ran.record("error")["event"]["code"] == "NW-EXEC"
+
+
+def test_command_that_says_what_the_runtime_would_is_taken_at_its_own_exit_code(boxed, images):
+    ran = boxed.sh("map", "echo 'FATAL: container creation failed' >&2; exit 255", options=["--image", images / "directory"])
+    assert (ran.rc, ran.err) == (255, b"FATAL: container creation failed\n")
+    assert ran.record("exit")["process"]["exit_code"] == 255
+    assert "error" not in [record["event"]["action"] for record in ran.records]
+
+
+def test_image_without_shell_or_anything_else_runs_its_one_program(boxed, images):
+    top = images / "bare"
+    for name in ("dev", "etc", "proc", "sys", "tmp", "var/tmp"):
+        (top / name).mkdir(parents=True)
+    for name in ("etc/passwd", "etc/group"):  # Apptainer warns when it cannot put its own there
+        (top / name).touch()
+    shutil.copy2(images / "directory/bin/busybox", top / "true")
+    ran = boxed.run("map", "/true", profile="batch", options=["--image", top])
+    assert (ran.rc, ran.out, ran.err) == (0, b"", b""), ran
+    shutil.rmtree(top)
+
+
+def test_command_has_the_pilots_stderr_and_no_descriptor_of_the_container(boxed, images):
+    """What the runtime warns of is not lost: underlay is an option that it calls deprecated."""
+    policy(boxed, [f"{images}/*"], 'apptainer = { options = ["underlay"] }')
+    ran = boxed.sh("map", "ls /proc/self/fd; echo told >&2", options=["--image", images / "directory"])
+    assert (ran.rc, ran.text.split()) == (0, ["0", "1", "2", "3"]), ran  # 3: the directory that ls reads
+    assert re.fullmatch(rb"[^\n]*WARNING[^\n]*underlay[^\n]*\ntold\n", ran.err), ran
+
+
+def test_command_cannot_make_itself_a_runtime_that_failed(boxed, images):
+    """With the option pid the runtime's own process 1 keeps the descriptors, and is the payload's user's."""
+    policy(boxed, [f"{images}/*"], 'apptainer = { options = ["pid"] }')
+    script = "for fd in /proc/1/fd/*; do (head -c 64 $fd; echo FATAL: mine >$fd) 2>/dev/null; done </dev/null >/dev/null; exit 255"
+    own = boxed.site.prefix / "libexec/nodewrap/nodewrap-inside"
+    before = own.read_bytes()
+    ran = boxed.sh("map", script, options=["--image", images / "directory"])
+    assert ran.rc == 255, ran
+    assert b"NW-" not in ran.err
+    assert own.read_bytes() == before  # which under the userns launcher may be the payload's user's
 
 
 def test_signal_reaches_the_command_and_nothing_of_the_container_is_left(boxed, images):
@@ -287,9 +383,10 @@ def test_doctor_makes_a_container_and_tells_what_is_broken(boxed, session):
     assert re.search(r"apptainer version \d", found["apptainer"]["saw"])
     assert found["apptainer.sif"]["yes"] is True
     fake = session.top / "fake-apptainer"
-    fake.write_text("#!/bin/sh\ntest $1 = --version && echo apptainer version 0 || { echo FATAL: no luck >&2; exit 255; }\n")
-    fake.chmod(0o755)
-    policy(boxed, ["/x"], f'apptainer = {{ program = "{fake}" }}')
-    found = findings(boxed)["apptainer"]
-    assert (found["yes"], "FATAL: no luck" in found["saw"], bool(found["next"])) == (False, True, True)
+    for code in (255, 0):  # 0: what is not nodewrap's to know from the exit code alone
+        fake.write_text(f"#!/bin/sh\ntest $1 = --version && echo apptainer version 0 || {{ echo FATAL: no luck >&2; exit {code}; }}\n")
+        fake.chmod(0o755)
+        policy(boxed, ["/x"], f'apptainer = {{ program = "{fake}" }}')
+        found = findings(boxed)["apptainer"]
+        assert (found["yes"], "FATAL: no luck" in found["saw"], bool(found["next"])) == (False, True, True)
     fake.unlink()

@@ -259,7 +259,7 @@ def stepped(request, tmp_path_factory):
     place = tmp_path_factory.mktemp("stepped")
     for parent in (place, *place.parents[:2]):
         parent.chmod(0o755)
-    others = {"launch_setuid.c", "launch_socket.c", "launch_sweep.c", "front.c"}
+    others = {"launch_setuid.c", "launch_socket.c", "launch_sweep.c", "launch_inside.c", "front.c"}
     sources = [path for path in (CHECKOUT / "csrc").glob("*.c") if path.name not in others]
     defines = ['-DNW_VERSION="0"', *(f'-DNW_{name}="/nonexistent"' for name in ("GUARD", "LIBEXEC", "PYTHON_CLI")), f"-DSTEP={request.param}"]
     command("gcc", *FLAGS, *defines, "-Wl,--wrap=clock_gettime", "-o", place / "nodewrap-userns", *sources, CHECKOUT / "tests/c/stepped_clock.c")

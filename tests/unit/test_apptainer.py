@@ -111,7 +111,7 @@ def test_words_hold_the_sites_options_and_no_path_that_the_runtime_would_read_as
     ask.workdir, ask.expose = "/w", ["/more"]
     words = apptainer.words(allowed, ask)
     assert words[:6] == ["/usr/bin/apptainer", "--quiet", "--nocolor", "exec", "--contain", "--nv"]
-    assert words[-1] == "/.image"
+    assert words[-2:] == ["/.image", "/proc/self/fd/22"]
     assert [words[at + 1] for at, word in enumerate(words) if word == "--bind"] == ["/tmp", "/var/tmp", "/more", "/cvmfs", "/a:/b:ro"]
     for bad in ("/w:/etc", "/w,ro", '/w"', "/w\\"):
         ask.expose = [bad]
