@@ -257,6 +257,14 @@ static int exchange(struct talk *t, struct nw_err *e) {
 	}
 }
 
+/* The payload's credential is the payload's alone, once it has been forked. */
+void nwp_forget_files(const struct nw_run *r) {
+	for (int i = 0; i < r->decision.files; i++) {
+		const struct nw_bytes *b = &r->decision.file[i].content;
+		explicit_bzero((void *)(uintptr_t)b->p, b->len);
+	}
+}
+
 int nwp_ask(struct nw_run *r, struct nw_err *e) {
 	struct talk t = { r, -1, nwp_now_ms() + r->guard.deadline_ms, 0 };
 	int bad = (r->guard.policyd[0] ? connect_resident(&t, e) : spawn(&t, e)) || exchange(&t, e);

@@ -118,6 +118,7 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	}
 	p = nwp_set_groups(r) ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
 	if (p == 0) nwp_payload(r, payload_sock, filter, len);
+	nwp_forget_files(r);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), high = fcntl(sock, F_DUPFD_CLOEXEC, 10);
 	if (p < 0 || null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 ||
 		close_range(4, ~0u, 0)) {
@@ -238,6 +239,7 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || nwp_container(r, e) || clone_init(r, filter, len, e);
 	free(filter);
+	nwp_forget_files(r);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
 	if (say(r->init_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "init is gone");

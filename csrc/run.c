@@ -206,6 +206,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv) {
 	nwp_close_callers(&r->caller, r->decision.status_fd);
 	bool ready = prepare(r, &e) == 0;
 	if (r->role == NW_FRONT) {
+		nwp_forget_files(r);
 		nwp_close_payload_ends(r);
 		nwp_as_pilot(r, true);
 		nwp_supervise(r);

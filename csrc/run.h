@@ -209,6 +209,7 @@ uid_t nwp_trusted_owner(const struct nw_run *r);
 
 /* child.c: ask the policy child; fills r->decision */
 int nwp_ask(struct nw_run *r, struct nw_err *e);
+void nwp_forget_files(const struct nw_run *r);
 
 /* lease.c */
 int nwp_lease(struct nw_run *r, struct nw_err *e);

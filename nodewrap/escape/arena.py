@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import re
@@ -136,6 +137,12 @@ class Arena:
     @property
     def is_root(self) -> bool:
         return os.geteuid() == 0
+
+    def like(self, wrapper: Wrapper | None = None, work: Path | None = None) -> Arena:
+        """The same arena with another wrapper or work directory; what is undone for one is undone for both."""
+        other = copy.copy(self)
+        other.wrapper, other.work = wrapper or self.wrapper, work or self.work
+        return other
 
     # ---- what the pilot has ----
 

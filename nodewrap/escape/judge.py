@@ -57,17 +57,17 @@ def snapshot(ids: Ids, state: str) -> Snapshot:
     return Snapshot(found)
 
 
-def litter(before: Snapshot, ids: Ids, state: str, runs: Container[str]) -> list[str]:
-    """What is new since before, and stays. runs: ids of the try's own runs, empty when not known: only their cgroups and leases count."""
+def litter(before: Snapshot, ids: Ids, state: str, runs: Container[str] | None) -> list[str]:
+    """What is new since before, and stays. runs: ids of the try's own runs, None when not known: only their cgroups and leases count."""
     end = time.monotonic() + SETTLE_S
     while (found := [line for line in snapshot(ids, state).since(before) if _is_ours(line, runs)]) and time.monotonic() < end:
         time.sleep(0.02)
     return found
 
 
-def _is_ours(line: str, runs: Container[str]) -> bool:
+def _is_ours(line: str, runs: Container[str] | None) -> bool:
     kind, _, name = line.partition(": ")
-    return kind not in ("cgroup", "lease") or not runs or name.rpartition("/")[2].removeprefix("nodewrap-") in runs
+    return kind not in ("cgroup", "lease") or runs is None or name.rpartition("/")[2].removeprefix("nodewrap-") in runs
 
 
 def _files(ids: Ids) -> Counter[str]:

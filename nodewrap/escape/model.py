@@ -87,6 +87,7 @@ BARE_PROFILE = Accepted("profile-none", lambda at: at.profile == "none")
 HOST_NETWORK = Accepted("host-network", lambda at: at.profile in ("batch", "compat", "none"))
 NESTED_NAMESPACES = Accepted("nested-namespaces", lambda at: at.profile in ("batch", "compat", "none"))
 SAME_ID_BARE = Accepted("same-id-none", lambda at: at.profile == "none" and at.is_pilots_id)
+SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and (at.is_pilots_id or at.launcher == "userns"))
 
 
 class Row(NamedTuple):
@@ -112,7 +113,8 @@ class Attack:
     """run: the function, called with an Arena. stopped_by: the mechanism that shall stop it, for the report. control: the name of the wrapper that
     protects nothing (wrappers.controls). needs: "root" (the suite's judge is root), "other" (so, and there is an account of payloads), or a key of
     needs.CHECKS. accepted: documented openings. refusal: a wrapper that does not start the payload has stopped it. peers: it makes sense under other
-    tools. seconds: the bound of one try. only: configurations that it concerns. once: mode and profile make no difference."""
+    tools. seconds: the bound of one try. only: configurations that it concerns. once: mode and profile make no difference.
+    once_in_all: nor does the launcher."""
 
     id: str
     run: Callable[[Arena], Seen]
@@ -125,6 +127,7 @@ class Attack:
     seconds: float = 30.0
     only: Callable[[Configuration], bool] = lambda at: True
     once: bool = False
+    once_in_all: bool = False
 
     @property
     def surface(self) -> str:

@@ -36,6 +36,7 @@ class Suite:
     delegated: tuple[Range, ...] = ()
     tell: Callable[[Result], None] = lambda result: None
     _controls: dict[str, Try] = field(default_factory=dict)
+    _tried: set[str] = field(default_factory=set)
     _top: Path | None = None
     _lock: int = -1
     _number: int = 0
@@ -71,11 +72,12 @@ class Suite:
         """Every attack against every configuration, attack by attack. Raises KeyboardInterrupt as it comes, with the node clean."""
         results = []
         for attack in chosen:
-            tried = False
+            tried = attack.once_in_all and attack.id in self._tried
             for at in configurations:
-                if not attack.only(at) or (attack.once and tried):
+                if not attack.only(at) or (tried and (attack.once or attack.once_in_all)):
                     continue
                 tried = True
+                self._tried.add(attack.id)
                 results.append(self.one(attack, nodewrap(at)))
                 self.tell(results[-1])
         return results
@@ -120,7 +122,8 @@ class Suite:
         self._tidy()
         result.seconds = tried.seconds
         records = _records(guard.audit, offset)
-        result.litter = tried.left + litter(before, ids, guard.state, {run_of(one) for one in records}) + record_flaws(records)
+        runs = {run_of(one) for one in records} if guard.audit and os.access(guard.audit, os.R_OK) else None
+        result.litter = tried.left + litter(before, ids, guard.state, runs) + record_flaws(records)
         result.accepted = attack.opening(at) if at else ""
         if tried.seen is None:
             result.seen = tried.error
