@@ -66,7 +66,9 @@ int nwp_network(struct nw_run *r, struct nw_err *e) {
 	if (!r->launcher->privileged) return cannot(r, e, "it takes a privileged launcher");
 	if (!r->guard.netmask || !r->guard.netd[0]) return cannot(r, e, "the guard has no lines \"network\" and \"netd\"");
 	if (nwp_policy_file(r, r->profile.network, &rules, &len, e)) return -1;
-	if ((r->netd = reach(r)) < 0 || send(r->netd, rules, len, MSG_NOSIGNAL) != (ssize_t)len)
+	struct iovec part[] = { { &r->caller.uid, sizeof r->caller.uid }, { rules, len } };
+	struct msghdr m = { .msg_iov = part, .msg_iovlen = 2 };
+	if ((r->netd = reach(r)) < 0 || sendmsg(r->netd, &m, MSG_NOSIGNAL) != (ssize_t)(sizeof r->caller.uid + len))
 		snprintf(g.text, sizeof g.text, "%.150s: %s; start \"nodewrap netd\"", r->guard.netd, strerror(errno));
 	else r->netns = receive(r->netd, &g);
 	free(rules);

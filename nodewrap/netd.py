@@ -22,9 +22,8 @@ from typing import NoReturn
 
 import prctl
 
-from nodewrap import netbuild, netkernel, network, policyd
-from nodewrap.doctor.node import distrust
-from nodewrap.guard import Guard, GuardError, Network, parse_guard
+from nodewrap import netbuild, netkernel, netleft, network, policyd
+from nodewrap.guard import Guard, Network
 from nodewrap.netbuild import ANSWER
 from nodewrap.netkernel import NetError
 
@@ -40,8 +39,16 @@ KEPT = 0.25
 PAUSE = 10.0
 #: Seconds that links of runs which have ended are awaited at the end.
 ENDING = 1.0
-#: Seconds between looks at what the node changed: forwarding, resolvers, our table flushed by a firewall's reload. And at its routes.
-LOOK, LOOK_ROUTES = 2.0, 30.0
+#: Seconds between looks at what the node changed: forwarding, resolvers, our table flushed by a firewall's reload. At its routes. And at links
+#: that an earlier netd gave; the first time that long after the start, when those who were just given one have it on lease.
+LOOK, LOOK_ROUTES, LOOK_LINKS = 2.0, 30.0, 5.0
+#: Seconds without listening when a connection could not be taken: it would be told of again and again.
+DEAF = 0.2
+#: Descriptors that are not for runs: what is ready, what is being made, those who are to be refused, and our own.
+RESERVE, REFUSING = 64, 16
+#: One caller gets another address while so many times as many as it has are free: alone three quarters of the range, two of them six sevenths.
+SHARE = 3
+CALLER = struct.Struct("=I")
 REPLY = struct.Struct("=I4s248s")
 LARGEST = 16 * (network.MOST + 1)
 BACKLOG = 256
@@ -64,10 +71,13 @@ def run(guard_path: str) -> None:
     taken = netbuild.overlap(guard.network)
     if taken:
         raise wrong(f"network {guard.network} of {guard_path} collides with the route {taken}; next: choose a range that the node has no way to")
-    with _only_one(guard.netd), _listen(guard.netd) as listening:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)  # two for each run
+    with _as_netd(), policyd.only_one(guard.netd), policyd.listen(guard.netd, socket.SOCK_SEQPACKET, BACKLOG) as listening:
+        files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        if files < RESERVE + 2:
+            raise wrong(f"RLIMIT_NOFILE is {files}, and a run takes two beside {RESERVE}; raise it (LimitNOFILE of the service)")
         _give_up()
-        daemon = Netd(guard.network, listening)
+        daemon = Netd(guard.network, listening, guard.state + "/leases", files)
         try:
             daemon.secure()
         except NetError as error:
@@ -86,31 +96,18 @@ def read_guard(path: str) -> Guard:
     """The guard, when it may be relied on and names what netd needs. Raises NetdError."""
     if os.geteuid():
         raise wrong("links and rules are root's to make; next: start it as root")
-    why = distrust(path)
-    if why:
-        raise wrong(f"{why}; correct it, or name the guard with --guard")
-    try:
-        with open(path, "rb") as file:
-            guard = parse_guard(file.read())
-    except (OSError, GuardError) as error:
-        raise wrong(f"{path}: {error}") from None
+    with _as_netd():
+        guard = policyd.trusted_guard(path)
     if not (guard.netd and guard.network):
         raise wrong(f"{path} has no lines 'netd SOCKET' and 'network A.B.C.D/BITS'; add them, then start again")
     return guard
 
 
 @contextlib.contextmanager
-def _only_one(path: str) -> Iterator[int]:
+def _as_netd() -> Iterator[None]:
+    """What policyd says in its own name of a guard, a lock, a socket."""
     try:
-        with policyd.only_one(path) as lock:
-            yield lock
-    except policyd.PolicydError as error:
-        raise wrong(str(error).partition(": ")[2].replace("policyd", "netd")) from None
-
-
-def _listen(path: str) -> socket.socket:
-    try:
-        return policyd.listen(path, socket.SOCK_SEQPACKET, BACKLOG)
+        yield
     except policyd.PolicydError as error:
         raise wrong(str(error).partition(": ")[2].replace("policyd", "netd")) from None
 
@@ -161,12 +158,15 @@ class Ready:
 
 
 class Peer:
-    """A launcher. wants: the numbers that it sent, until it has got something; ready: what it got."""
+    """A launcher. caller: uid of the pilot; wants: the numbers that it sent, until it has got something; ready: what it got.
 
-    __slots__ = ("ready", "sock", "wants")
+    quiet: its payload has ended, and left no connection.
+    """
+
+    __slots__ = ("caller", "quiet", "ready", "sock", "wants")
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock, self.wants = sock, b""
+        self.sock, self.wants, self.caller, self.quiet = sock, b"", -1, False
         self.ready: Ready | None = None
 
 
@@ -181,17 +181,23 @@ class Builder:
 
 
 class Netd:
-    """wanted: the guard's range. pool: what is ready, by numbers, the network asked for last at the end."""
+    """wanted: the guard's range. leases: the directory of the launcher's. files: descriptors that we may have.
 
-    def __init__(self, wanted: Network, listening: socket.socket) -> None:
-        self.wanted, self.listening = wanted, listening
+    pool: what is ready, by numbers, the network asked for last at the end. doomed: (when, link, address) of runs that have ended.
+    """
+
+    def __init__(self, wanted: Network, listening: socket.socket, leases: str = "", files: int = 1024) -> None:
+        self.wanted, self.listening, self.leases = wanted, listening, leases
+        self.most = (files - RESERVE) // 2
         self.pool: dict[bytes, list[Ready]] = {}
         self.waiting: list[Peer] = []
         self.peers: set[Peer] = set()
         self.builder: Builder | None = None
-        self.doomed: list[tuple[float, int]] = []
+        self.doomed: list[tuple[float, int, int]] = []
         self.next = int.from_bytes(os.urandom(4), "little")
-        self.look = self.look_routes = 0.0
+        self.look = self.look_routes = self.deaf = 0.0
+        self.look_links = time.monotonic() + LOOK_LINKS
+        self.forgets = True
         self.stamp: object = None
         self.trouble = self.collides = ""
         self.pause = 0.0
@@ -204,6 +210,7 @@ class Netd:
     def serve(self) -> None:
         """Until told to end. Runs go on with what they have."""
         self._look()
+        self._can_forget()
         woken, wake = socket.socketpair()  # select(2) is gone back to after a signal (PEP 475): this one ends it
         wake.setblocking(False)
         signal.set_wakeup_fd(wake.fileno())
@@ -224,6 +231,8 @@ class Netd:
             return 0.1
         if self._short() is not None and time.monotonic() >= self.pause:
             return SOON
+        if self.deaf:
+            return DEAF
         return KEPT if self.doomed else LOOK
 
     # ---- the node ----
@@ -234,10 +243,13 @@ class Netd:
         self.stamp = self._stamp()
 
     def _stamp(self) -> object:
-        with contextlib.suppress(OSError):
-            info = os.stat(netkernel.RESOLV_CONF)
-            return info.st_ino, info.st_mtime_ns
-        return None
+        """Which files name the resolvers: what systemd-resolved asks changes without resolv.conf, which names itself."""
+        found = []
+        for path in (netkernel.RESOLV_CONF, netkernel.UPSTREAM):
+            with contextlib.suppress(OSError):
+                info = os.stat(path)
+                found.append((path, info.st_dev, info.st_ino, info.st_mtime_ns, info.st_size))
+        return found
 
     def _look(self) -> None:
         """What is wrong with the node goes into ``trouble``, which callers are told until it is mended, and once to stderr."""
@@ -270,20 +282,29 @@ class Netd:
     # ---- launchers ----
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):
+        """Whoever cannot be taken now waits in the queue; their launchers, no longer than their deadline."""
+        try:
+            if len(self.peers) >= self.most + REFUSING:
+                raise OSError("so many are being refused")
             sock, _ = self.listening.accept()
-            uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
-            if uid:
-                sock.close()
-                return
-            sock.setblocking(False)
-            peer = Peer(sock)
-            self.peers.add(peer)
-            self.select.register(sock, selectors.EVENT_READ, lambda: self._hear(peer))
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError:
+            self.select.unregister(self.listening)
+            self.deaf = time.monotonic() + DEAF
+            return
+        uid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
+        if uid:
+            sock.close()
+            return
+        sock.setblocking(False)
+        peer = Peer(sock)
+        self.peers.add(peer)
+        self.select.register(sock, selectors.EVENT_READ, lambda: self._hear(peer))
 
     def _hear(self, peer: Peer) -> None:
         try:
-            said = peer.sock.recv(LARGEST + 1)
+            said = peer.sock.recv(CALLER.size + LARGEST + 1)
         except BlockingIOError:
             return
         except OSError:
@@ -291,22 +312,28 @@ class Netd:
         if not said:
             self._leave(peer)
         elif peer.ready:
-            self._tell(peer, netkernel.tell(peer.ready.netfilter))
+            told = b"\0"
+            with contextlib.suppress(OSError):
+                told = netkernel.tell(peer.ready.netfilter)
+            peer.quiet = told == b"\0" and self._is_quiet(peer.ready)
+            self._tell(peer, told)
         elif not peer.wants:
             self._ask(peer, said)
 
-    def _ask(self, peer: Peer, numbers: bytes) -> None:
-        peer.wants = numbers
+    def _ask(self, peer: Peer, said: bytes) -> None:
+        peer.wants = numbers = said[CALLER.size:]
         try:
             network.decode(numbers)
+            (peer.caller,) = CALLER.unpack(said[:CALLER.size])
         except ValueError as error:
             self._refuse(peer, f"netd was sent {error}; install launcher and netd from one version, then run nodewrap policy apply")
             return
         if self.trouble:  # perhaps it has just been mended
             self.look = self.look_routes = 0
             self._look()
-        if self.trouble:
-            self._refuse(peer, self.trouble)
+        why = self.trouble or self._too_many(peer.caller)
+        if why:
+            self._refuse(peer, why)
             return
         self.pool[numbers] = self.pool.pop(numbers, [])  # asked for last
         for old in list(self.pool)[:-NETWORKS]:
@@ -315,6 +342,17 @@ class Netd:
             self._give(peer, self.pool[numbers].pop(0))
         if not peer.ready:
             self.waiting.append(peer)
+
+    def _too_many(self, caller: int) -> str:
+        """Why there is nothing more for this caller, or "". So that none takes what others need, and there is one for a caller who has none."""
+        size = (1 << (32 - self.wanted.bits)) - 2
+        asked = [peer.caller for peer in self.peers if peer.wants]
+        have = asked.count(caller) - 1
+        if len(asked) > self.most:
+            return f"netd keeps {self.most} networks, by its RLIMIT_NOFILE; raise LimitNOFILE of its service"
+        if have and have >= SHARE * (size - len(asked) + 1):
+            return f"uid {caller} has {have} of the {size} addresses of {self.wanted}, the rest is for others; widen network in the guard, or wait"
+        return ""
 
     def _give(self, peer: Peer, ready: Ready) -> None:
         """The namespace, of which no descriptor stays here: it must end with the payload."""
@@ -347,7 +385,7 @@ class Netd:
         self.select.unregister(peer.sock)
         peer.sock.close()
         if peer.ready:
-            self.doomed.append((time.monotonic() + KEPT, peer.ready.link))
+            self.doomed.append((time.monotonic() + KEPT, peer.ready.link, 0 if peer.quiet else peer.ready.address))
             peer.ready.close()
 
     # ---- namespaces ----
@@ -369,8 +407,15 @@ class Netd:
         numbers = self._short()
         if self.builder or numbers is None or (not self.waiting and time.monotonic() < self.pause):
             return
-        us, them = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        pid = os.fork()
+        pair: tuple[socket.socket, ...] = ()
+        try:
+            us, them = pair = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            pid = os.fork()
+        except OSError as error:
+            for sock in pair:
+                sock.close()
+            self._failed(numbers, f"netd cannot start the process that makes it: {error.strerror}")
+            return
         if pid == 0:
             us.close()
             _be_builder(them, self.wanted, self.next, numbers)
@@ -429,8 +474,16 @@ class Netd:
         now = time.monotonic()
         if self.builder and now > self.builder.late:
             self._failed(self._end_builder(), f"a network was not made in {BUILD:.0f} s")
-        while self.doomed and self.doomed[0][0] < now:
-            _remove_kept(self.doomed.pop(0)[1])
+        if self.deaf and now > self.deaf:
+            self.deaf = 0.0
+            self.select.register(self.listening, selectors.EVENT_READ, self._accept)
+        due = [one for one in self.doomed if one[0] < now]
+        if due:
+            self.doomed = self.doomed[len(due):]
+            self._end([(link, address) for _, link, address in due])
+        if now > self.look_links:
+            self.look_links = now + LOOK_LINKS
+            self._end_unknown()
         if now > self.look and not self.waiting:
             self._look()
         with contextlib.suppress(ChildProcessError):
@@ -439,7 +492,7 @@ class Netd:
 
     def _close(self) -> None:
         """The node's rules stay while a run has need of them."""
-        ours = {ready.link for many in self.pool.values() for ready in many} | {link for _, link in self.doomed}
+        ours = {ready.link for many in self.pool.values() for ready in many} | {link for _, link, _ in self.doomed}
         self._drop(self.pool)
         if self.builder:
             self._end_builder()
@@ -448,6 +501,56 @@ class Netd:
             time.sleep(0.02)
         if not runs:
             netkernel.nft(network.no_ruleset(self.wanted))
+
+
+    # ---- what runs leave ----
+
+    def _can_forget(self) -> None:
+        try:
+            with netleft.netfilter() as sock:
+                netleft.entries(sock)
+        except OSError as error:
+            self.forgets = False
+            say(f"connections of runs that have ended stay in the node's table for their time: nf_conntrack_netlink: {error}; load that module")
+
+    def _is_quiet(self, ready: Ready) -> bool:
+        """Nothing of the payload's is in the table, which takes 10 ms to look through. Only when its processes are gone."""
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(ready.netfilter)) as sock:
+            sock.settimeout(1)
+            return netleft.entries(sock) == 0
+        return False
+
+    def _end(self, ended: list[tuple[int, int]]) -> None:
+        """By a child: taking a link away waits for every processor (synchronize_net)."""
+        try:
+            there = netleft.links(self.wanted)
+            left = [(link if link in there else 0, address * self.forgets) for link, address in ended]
+            left = [one for one in left if any(one)]
+            if not left or os.fork():
+                return
+        except OSError:  # later, then
+            self.doomed += [(time.monotonic() + DEAF, link, address) for link, address in ended]
+            return
+        try:
+            netleft.end(left)
+        except OSError as error:
+            say(f"connections of a run that has ended stay: {error}")
+        finally:
+            os._exit(0)
+
+    def _end_unknown(self) -> None:
+        """Links that an earlier netd gave, whose runs have ended: somebody keeps their namespaces, by a socket that the payload gave away."""
+        ours = {ready.link for many in self.pool.values() for ready in many} | {link for _, link, _ in self.doomed}
+        ours |= {peer.ready.link for peer in self.peers if peer.ready}
+        if self.builder:  # whose link we do not know yet
+            return
+        try:
+            unknown = {link: address for link, address in netleft.links(self.wanted).items() if link not in ours}
+            runs = netleft.leased(self.leases) if unknown else set()
+        except OSError as error:
+            say(f"links of runs that have ended cannot be told: {error}")
+            return
+        self._end([(link, address) for link, address in unknown.items() if address not in runs])
 
 
 def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> NoReturn:
@@ -459,16 +562,3 @@ def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) 
         netbuild.main(to, wanted, start, numbers)
     finally:
         os._exit(0)
-
-
-def _remove_kept(link: int) -> None:
-    """By a child: taking a link away waits for every processor (synchronize_net)."""
-    try:
-        name = socket.if_indextoname(link)
-    except OSError:
-        return  # it went with its namespace
-    if name.startswith(network.LINK) and os.fork() == 0:
-        try:
-            netbuild.remove(link)
-        finally:
-            os._exit(0)

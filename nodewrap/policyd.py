@@ -80,16 +80,21 @@ def run(guard_path: str, workers: int = WORKERS) -> None:
         signal.sigtimedwait({signal.SIGCHLD}, guard.deadline_ms / 1000 + 2)
 
 
-def read_guard(path: str) -> Guard:
-    """The guard, when it may be relied on and names what policyd needs. Raises PolicydError."""
+def trusted_guard(path: str) -> Guard:
+    """The guard, when a service may rely on it. Raises PolicydError."""
     why = distrust(path, os.geteuid())
     if why:
         raise wrong(f"{why}; correct it, or name the guard with --guard")
     try:
         with open(path, "rb") as file:
-            guard = parse_guard(file.read())
+            return parse_guard(file.read())
     except (OSError, GuardError) as error:
         raise wrong(f"{path}: {error}") from None
+
+
+def read_guard(path: str) -> Guard:
+    """The guard, when it names what policyd needs. Raises PolicydError."""
+    guard = trusted_guard(path)
     if not guard.policyd:
         raise wrong(f"{path} has no line 'policyd SOCKET'; add it, then start again")
     if (os.geteuid() == 0) != (guard.launcher != "userns"):

@@ -51,6 +51,17 @@ profile = ["none", "compat", "batch", "strict"]
 """
 SWITCH = '\n[pool.two]\naccounts = ["{pool01}", "{pool02}"]\n'
 
+#: In code that payloads run: "ok", or the name of the error.
+CALL = r"""
+import errno
+def call(work, *args, **more):
+    try:
+        work(*args, **more)
+    except OSError as wrong:
+        return errno.errorcode[wrong.errno]
+    return "ok"
+"""
+
 
 def delegated_ids(name):
     """The ids of /etc/subuid for that account: empty for the tests' own accounts, whose uids are above those that useradd gives a range."""

@@ -232,7 +232,7 @@ def _netd(node: Node) -> Finding:
     if not node.root:
         return Finding(None, "not tried: only root can", "run nodewrap doctor as root")
     wrong, step = network.problem(node.guard)
-    return Finding(not wrong, wrong or f"{node.guard.network}, {network.resolvers()}", step)
+    return Finding(not wrong, wrong or f"{node.guard.network}, {network.resolvers()}{network.forgets()}", step)
 
 
 def _newuidmap(node: Node) -> Finding:

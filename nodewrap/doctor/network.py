@@ -45,6 +45,18 @@ def _reach(path: str) -> None:
         sock.connect(path)
 
 
+def forgets() -> str:
+    """What stays of connections when a run ends; "" when nothing does."""
+    from nodewrap import netleft
+
+    def look() -> None:
+        with netleft.netfilter() as sock:
+            netleft.entries(sock)
+
+    failed = probe.attempt(look)
+    return f"; connections of ended runs stay in the node's table for their time: load nf_conntrack_netlink ({failed})" if failed else ""
+
+
 def resolvers() -> str:
     """What payloads with a private network ask for names."""
     remote, local = netkernel.resolvers()

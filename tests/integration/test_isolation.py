@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from tests.node import KINDS
+from tests.node import CALL, KINDS
 
 #: Runs as the pilot: leaves a mark in every place that the payload must not reach, opens 10,000 descriptors, and starts the payload.
 PILOT = r"""
@@ -57,17 +57,11 @@ finally:
 sys.exit(done.returncode)
 """
 
-PAYLOAD = r"""
+PAYLOAD = CALL + r"""
 import ctypes, errno, glob, json, os, signal, socket, subprocess, sys
 facts = json.load(sys.stdin)
 pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 libc, rt = ctypes.CDLL(None, use_errno=True), ctypes.CDLL("librt.so.1", use_errno=True)
-def call(work, *args):
-    try:
-        work(*args)
-    except OSError as wrong:
-        return errno.errorcode[wrong.errno]
-    return "ok"
 def raw(function, *args):
     return errno.errorcode[ctypes.get_errno()] if function(*args) < 0 else "ok"
 def connect(family, address):

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from nodewrap.doctor.probe import landlock_abi
+from tests.node import CALL
 
 OWN = """
 [profile.strict]
@@ -22,14 +23,8 @@ tcp_bind = [0]
 tcp_connect = [{port}]
 """
 #: Everything that payloads do with files, in every place that is theirs.
-WORK = r"""
+WORK = CALL + r"""
 import errno, json, mmap, os, socket, subprocess, tempfile
-def call(work, *args):
-    try:
-        work(*args)
-    except OSError as wrong:
-        return errno.errorcode[wrong.errno]
-    return "ok"
 def everything(top):
     os.makedirs(f"{top}/a/b"), os.makedirs(f"{top}/c")
     open(f"{top}/a/b/f", "w").write("x")
@@ -61,29 +56,17 @@ found["ptrace"] = subprocess.run(["/bin/sh", "-c", "sleep 5 & cat /proc/$!/envir
 print(json.dumps(found))
 """
 #: A descriptor of a directory outside, which the built root alone would not contain: it comes in over a socket that was left in the work directory.
-RECEIVE = r"""
+RECEIVE = CALL + r"""
 import array, errno, json, os, socket, sys
-def call(work, *args, **more):
-    try:
-        work(*args, **more)
-    except OSError as wrong:
-        return errno.errorcode[wrong.errno]
-    return "ok"
 sock = socket.socket(socket.AF_UNIX)
 sock.connect(os.environ["WORK"] + "/meet")
 message = sock.recvmsg(1, socket.CMSG_SPACE(4))
 fd = array.array("i", message[1][0][2])[0]
 print(json.dumps([call(os.open, "secret", os.O_RDONLY, dir_fd=fd), call(os.open, "new", os.O_WRONLY | os.O_CREAT, dir_fd=fd)]))
 """
-PORTS = r"""
+PORTS = CALL + r"""
 import ctypes, errno, json, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
-def call(work, *args):
-    try:
-        work(*args)
-    except OSError as wrong:
-        return errno.errorcode[wrong.errno]
-    return "ok"
 def connect(port, kind=0):
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, kind) as sock:
         sock.connect(("127.0.0.1", port))

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import threading
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from nodewrap import netbuild, netkernel, network
+from nodewrap import netbuild, netkernel, netleft, network
 from nodewrap.guard import Network
 from tests.conftest import installation
 from tests.need import need
@@ -170,12 +171,13 @@ class Netd:
         allow = [f"{mode} {self.profiles}" for mode in ("switch", "map", "log-only")]
         self.node.open_guard(**{"allow": allow, "netd": str(self.path), "network": str(RANGE), **changes})
 
-    def start(self, ready=True):
+    def start(self, ready=True, front=()):
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify:
             notify.bind(b"\0nodewrap-test-" + os.urandom(8).hex().encode())
             notify.settimeout(20)
             env = {**self.site.environment(self.site.pilot), "NOTIFY_SOCKET": "@" + notify.getsockname()[1:].decode()}
-            process = subprocess.Popen([self.site.binary, "netd", "--guard", self.site.sysconf / "guard"], env=env, cwd="/", stderr=subprocess.PIPE)
+            argv = [*front, self.site.binary, "netd", "--guard", self.site.sysconf / "guard"]
+            process = subprocess.Popen(argv, env=env, cwd="/", stderr=subprocess.PIPE)
             if ready:
                 try:
                     assert notify.recv(100) == b"READY=1"
@@ -381,7 +383,13 @@ def test_nothing_is_left_when_the_keeper_is_killed_and_the_record_has_the_addres
     assert address not in subprocess.run(["ip", "route"], capture_output=True, text=True, check=True).stdout
 
 
-def test_socket_that_the_pilot_was_handed_is_cut_off_with_the_run(netd, tmp_path):
+def link_of(address):
+    return f"nw-{int.from_bytes(socket.inet_aton(address), 'big'):08x}"
+
+
+@contextlib.contextmanager
+def handed_out(netd):
+    """(a payload that waits, a socket of its network that it gave to the pilot)"""
     work = netd.site.pilot.home / "handed"
     work.mkdir(exist_ok=True)
     os.chown(work, netd.site.pilot.uid, netd.site.pilot.gid)
@@ -389,20 +397,133 @@ def test_socket_that_the_pilot_was_handed_is_cut_off_with_the_run(netd, tmp_path
         server.bind(str(work / "out"))
         os.chmod(work / "out", 0o777)
         server.listen()
-        code = (f"import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('{WORLD}', 5000));"
-                "u = socket.socket(socket.AF_UNIX); u.connect('out'); socket.send_fds(u, [b'x'], [s.fileno()])")
-        ran = netd.node.run("log-only", "/usr/bin/python3", "-I", "-c", code, profile="net", options=["--workdir", str(work)])
-        assert ran.rc == 0, ran
+        code = (f"import socket, time; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.connect(('{WORLD}', 5000));"
+                "u = socket.socket(socket.AF_UNIX); u.connect('out'); socket.send_fds(u, [b'x'], [s.fileno()]); time.sleep(60)")
+        live = netd.node.start("log-only", "/usr/bin/python3", "-I", "-c", code, profile="net", options=["--workdir", str(work)])
         with server.accept()[0] as got:
             descriptor = socket.recv_fds(got, 1, 1)[1][0]
+    (work / "out").unlink()
     with socket.socket(fileno=descriptor) as kept:
-        address = ran.record("start")["source"]["ip"]
-        assert kept.getsockname()[0] == address
-        name = f"nw-{int.from_bytes(socket.inet_aton(address), 'big'):08x}"
-        until(lambda: name not in links(), "the link is gone though a socket lives")
         kept.settimeout(1)
-        with pytest.raises(OSError, match=r"unreachable|timed out"):
-            kept.recv(kept.send(b"x"))
+        yield live, kept
+
+
+def cut_off(kept):
+    with pytest.raises(OSError, match=r"unreachable|timed out"):
+        kept.recv(kept.send(b"x"))
+
+
+def test_socket_that_the_pilot_was_handed_is_cut_off_with_the_run(netd):
+    with handed_out(netd) as (live, kept):
+        kept.send(b"x")
+        assert kept.recv(99) == NODE.encode()
+        live.process.send_signal(signal.SIGTERM)
+        live.end()
+        name = link_of(kept.getsockname()[0])
+        until(lambda: name not in links(), "the link is gone though a socket lives")
+        cut_off(kept)
+
+
+def test_socket_that_the_pilot_was_handed_is_cut_off_when_netd_has_been_started_anew_and_other_runs_go_on(netd):
+    other, address = start(netd)
+    with handed_out(netd) as (live, kept):
+        netd.stop(signal.SIGKILL)
+        live.process.send_signal(signal.SIGTERM)
+        live.end()
+        name = link_of(kept.getsockname()[0])
+        assert name in links(), "nobody took it away"
+        netd.process = netd.start()
+        until(lambda: name not in links(), "the link is gone though a socket lives", 20)
+        cut_off(kept)
+    assert link_of(address) in links()
+    assert from_inside(other, f"tcp {WORLD} 80") == [NODE]
+
+
+def connections(address):
+    """How many the node's table has from there."""
+    with netleft.netfilter() as sock:
+        return len(list(netleft._connections(sock, socket.inet_aton(address))))
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_connections_of_a_run_do_not_outlive_it_in_the_nodes_table(netd, killed):
+    live, address = start(netd)
+    other, stays = start(netd, kind="map")
+    for payload in (live, other):
+        assert from_inside(payload, f"tcp {WORLD} 80", f"udp {OTHER} 5002") == [NODE] * 2
+    assert (connections(address), connections(stays)) == (2, 2)
+    if killed:
+        front = live.process.pid
+        for pid in (*map(int, Path(f"/proc/{front}/task/{front}/children").read_text().split()), front):
+            os.kill(pid, signal.SIGKILL)
+    live.process.send_signal(signal.SIGTERM)
+    live.end()
+    netd.node.sweep()
+    until(lambda: connections(address) == 0, "they are forgotten")
+    assert connections(stays) == 2
+
+
+def ask(netd, uid):
+    """As a launcher of that caller: (the connection, what netd says of it)."""
+    with contextlib.ExitStack() as stack:
+        sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        sock.settimeout(15)
+        sock.connect(str(netd.path))
+        sock.send(struct.pack("=I", uid) + network.encode(network.Rules()))
+        body, descriptors, *_ = socket.recv_fds(sock, 256, 1)
+        for descriptor in descriptors:
+            stack.callback(os.close, descriptor)
+        stack.pop_all()
+    return sock, descriptors, body[8:].rstrip(b"\0").decode()
+
+
+def let_go(*asked):
+    for sock, descriptors, _ in asked:
+        sock.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def test_one_caller_cannot_take_what_others_need(netd):
+    netd.stop()
+    netd.guard(network="10.213.7.0/29")
+    netd.process = netd.start()
+    asked = [ask(netd, 7001) for _ in range(6)]
+    assert [text == "" for *_, text in asked] == [True] * 5 + [False]
+    assert "uid 7001 has 5 of the 6 addresses of 10.213.7.0/29" in asked[-1][2]
+    asked.append(ask(netd, 7002))
+    assert asked[-1][2] == ""
+    let_go(asked[0], asked[1], asked[2])
+    asked[:3] = [ask(netd, 7001)]
+    assert asked[0][2] == "", "what it gives back it may have again"
+    let_go(*asked)
+
+
+def asleep(pid, samples=40):
+    """Of so many looks, how often it waits. Who spins never does, however little of a busy processor it gets."""
+    found = 0
+    for _ in range(samples):
+        found += Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+        time.sleep(0.02)
+    return found / samples
+
+
+def test_netd_without_descriptors_refuses_and_neither_spins_nor_dies(netd):
+    netd.stop()
+    netd.process = netd.start(front=("prlimit", "--nofile=80"))
+    asked = [ask(netd, 7000 + at) for at in range(8)]
+    assert [text for *_, text in asked] == [""] * 8
+    _, _, text = more = ask(netd, 7999)
+    assert "keeps 8 networks, by its RLIMIT_NOFILE" in text
+    with contextlib.ExitStack() as stack:
+        for _ in range(90):
+            stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)).connect(str(netd.path))
+        assert asleep(netd.process.pid) > 0.5
+        let_go(asked.pop())
+    asked.append(ask(netd, 7999))
+    assert asked[-1][2] == ""
+    let_go(more, *asked)
+    assert netd.tries("net", f"tcp {WORLD} 80")[0] == [NODE]
 
 
 def test_run_goes_on_without_netd_and_the_next_is_refused_or_degraded(netd):

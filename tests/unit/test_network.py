@@ -123,7 +123,7 @@ def test_next_network_is_made_at_once_when_none_is_ready_else_in_the_first_quiet
     assert daemon._urgent()
     daemon.pool = {b"x": ["ready"]}
     assert not daemon._urgent()
-    daemon.doomed = [(0.0, 7)]  # a run has just ended
+    daemon.doomed = [(0.0, 7, 0)]  # a run has just ended
     assert daemon._patience() == netd.SOON
     daemon.pool = {b"x": ["ready"] * netd.READY}
     assert daemon._short() is None
@@ -153,6 +153,18 @@ def test_nft_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(netkernel, "NFT", str(tmp_path / "nft"))
     with pytest.raises(netkernel.NetError, match=r"is missing; install the package nftables"):
         netkernel.nft("")
+
+
+def test_change_of_what_systemd_resolved_asks_is_seen_though_resolv_conf_stays(daemon, monkeypatch, tmp_path):
+    for name, text in (("RESOLV_CONF", "nameserver 127.0.0.53\n"), ("UPSTREAM", "nameserver 192.0.2.1\n")):
+        (tmp_path / name).write_text(text)
+        monkeypatch.setattr(netkernel, name, str(tmp_path / name))
+    before = daemon._stamp()
+    assert daemon._stamp() == before
+    (tmp_path / "new").write_text("nameserver 192.0.2.2\n")
+    (tmp_path / "new").rename(tmp_path / "UPSTREAM")
+    assert daemon._stamp() != before
+    assert netkernel.resolvers() == (["192.0.2.2"], {"127.0.0.53": "192.0.2.2"})
 
 
 def test_resolvers_are_addresses_and_nothing_else(monkeypatch, tmp_path):
