@@ -21,6 +21,8 @@ INSIDE = "/proc/self/fd/22"
 PREFIXES = ("APPTAINER", "SINGULARITY")
 #: A file up to this size is digested as a whole at every start (1.5 ms at 700 MB/s); of a larger one that the policy does not name, the head.
 WHOLE, HEAD = 1 << 20, 32768
+#: A named file up to this size is digested again when nothing but its file system's number has changed (0.4 s).
+AGAIN = 256 << 20
 #: SIF: a start line of 32 bytes, then this (sif 2.x, pkg/sif: hdrMagicStr). squashfs: its superblock begins so.
 SIF, SQUASHFS = b"SIF_MAGIC", b"hsqs"
 #: In a value of --bind and --home these have a meaning of their own.
@@ -120,9 +122,13 @@ def allowed(rule: "dict[str, Any]", asked: str, path: str) -> bool:
     return named or any(names.tree_match(pattern, path[1:].split("/")) for pattern in rule["patterns"])
 
 
-def key(info: os.stat_result) -> "list[int]":
-    """By which a file is known again: nobody but the kernel sets ctime, and every write changes it."""
-    return [info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+def key(fd: int, info: os.stat_result) -> "list[int]":
+    """By which a file is known again: its file system and the file. Nobody but the kernel sets ctime, and every write changes it.
+
+    The file system by its own number (statfs(2), f_fsid), which stays the same when it is mounted again; FUSE and NFS have none, and there the
+    device number serves, which may not.
+    """
+    return [os.fstatvfs(fd).f_fsid or info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
 
 
 def _kind(fd: int, path: str) -> str:
@@ -137,17 +143,24 @@ def _kind(fd: int, path: str) -> str:
 
 def _digest(fd: int, known: "dict[str, Any] | None", path: str, info: os.stat_result) -> str:
     """Of a file that the policy names: as computed when it was applied, for the same file only. Else of the whole, or of the head."""
-    if known and known["key"] != key(info):
-        text = f"{usage.shown(path)} is not the file any more that it was when the policy was applied; run nodewrap policy apply"
-        raise model.Refusal(203, "NW-IMAGE-CHANGED", text, alarm=True)
     if known:
+        now = key(fd, info)
+        same = now == known["key"] or (now[1:] == known["key"][1:] and info.st_size <= AGAIN and _sha256(fd, AGAIN + 1) == known["sha256"])
+        if not same:
+            text = f"{usage.shown(path)} is not the file any more that it was when the policy was applied; run nodewrap policy apply"
+            raise model.Refusal(203, "NW-IMAGE-CHANGED", text, alarm=True)
         return "sha256:" + str(known["sha256"])
     whole = info.st_size <= WHOLE
-    state, left = digest.sha256(), WHOLE + 1 if whole else HEAD
-    while left and (part := os.read(fd, min(left, 1 << 16))):
+    return ("sha256:" if whole else f"sha256-first-{HEAD}:") + _sha256(fd, WHOLE + 1 if whole else HEAD)
+
+
+def _sha256(fd: int, most: int) -> str:
+    """Of so many bytes at most."""
+    state = digest.sha256()
+    while most and (part := os.read(fd, min(most, 1 << 16))):
         state.update(part)
-        left -= len(part)
-    return ("sha256:" if whole else f"sha256-first-{HEAD}:") + str(state.hexdigest())
+        most -= len(part)
+    return str(state.hexdigest())
 
 
 def words(rule: "dict[str, Any]", ask: model.Ask) -> "list[str]":

@@ -27,12 +27,12 @@ SIZE = re.compile(r"([1-9][0-9]{0,11})(KiB|MiB|GiB|TiB)?")
 #: A node of /dev, perhaps in a directory there; a star at the end: all whose names begin so.
 DEVICE = re.compile(r"(?=[A-Za-z0-9])([A-Za-z0-9][A-Za-z0-9_.-]{0,30}/)?([A-Za-z0-9][A-Za-z0-9_.-]{0,30}\*?|(?<=/)\*)")
 MEMORY = ("mem", "kmem", "port")
-#: Nodes, and directories of nodes, that no pattern may catch: rights over the node, its disks, its input, other people's terminals.
+#: Nodes that no pattern may catch: rights over the node, its disks, its buses, its input, other people's terminals. #: a number; *: whatever follows.
 BY_NAME_ONLY = (
-    *MEMORY, "kmsg", "kvm", "nvram", "mcelog", "snapshot", "userfaultfd", "cpu", "cpu_dma_latency", "vhost-net", "vhost-vsock", "vsock", "vfio",
-    "mapper", "loop-control", "btrfs-control", "autofs", "uinput", "uhid", "hidraw0", "input", "bus", "bsg", "sg0", "nvme0", "ng0n1", "st0", "nst0",
-    "sev", "watchdog", "rtc0", "ipmi0", "tpm0", "tpmrm0", "console", "tty0", "ttyS0", "vcs", "vga_arbiter", "net", "iommu", "ptp0", "mei0",
-    "megaraid_sas_ioctl",
+    *MEMORY, "kmsg", "kvm", "nvram", "mcelog", "snapshot", "userfaultfd", "cpu/*", "cpu_dma_latency", "vhost-*", "vsock", "vfio/*", "uio#", "xen/*",
+    "mapper/*", "loop-control", "btrfs-control", "zfs", "autofs", "uinput", "uhid", "hidraw#", "input/*", "bus/*", "usbmon#", "bsg/*", "sg#", "sch#",
+    "nvme*", "ng#n#", "st#*", "nst#*", "dax#*", "mtd*", "i2c-#", "spidev*", "gpiochip#", "sev*", "watchdog*", "rtc*", "ipmi*", "tpm*", "console",
+    "tty#", "ttyS#", "vcs*", "fb#", "vga_arbiter", "net/*", "iommu", "ptp#", "mei*", "mpt*", "megaraid_sas_ioctl*",
 )
 UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
 
@@ -98,9 +98,18 @@ def _device(value: Any) -> Iterator[str]:
     if bare in MEMORY:
         yield f"{value!r} is the node's memory; no payload gets it"
     if bare.endswith("*"):
-        caught = [name for name in BY_NAME_ONLY if name.startswith(bare[:-1]) or bare.startswith(name + "/")]
+        caught = next((family for family in BY_NAME_ONLY if _begins(family, bare[:-1])), "")
         if caught:
-            yield f"{value!r} would also give {caught[0]!r}, which is given by its full name only"
+            yield f"{value!r} would also give {caught.replace('#', '0')!r}, which is given by its full name only"
+
+
+def _begins(family: str, prefix: str) -> bool:
+    """Whether a name of this family begins so."""
+    if not prefix or not family:
+        return not prefix
+    if family[0] == "#":
+        return prefix[0].isdigit() and (_begins(family[1:], prefix[1:]) or _begins(family, prefix[1:]))
+    return family[0] == "*" or (family[0] == prefix[0] and _begins(family[1:], prefix[1:]))
 
 
 def _tmpfs(value: Any) -> Iterator[str]:

@@ -252,6 +252,7 @@ def decide_rules() -> list[Rule]:
     rules += (Rule(call, sc.ALLOW, (Test(2, sc.MASKED_EQ, PROT_EXEC, 0),), "memory, never executable") for call in ("mmap", "mprotect"))
     rules.append(Rule("newfstatat", sc.ALLOW, (bits(3, AT_EMPTY_PATH, AT_EMPTY_PATH),), "fstat of newer C libraries"))
     rules.append(Rule("newfstatat", fail(errno.EACCES), (bits(3, AT_EMPTY_PATH, 0),), "files by name"))
+    rules += _allow("fstatfs", "which file system an image lies on")
     rules += _refuse(errno.EACCES, "open openat openat2 stat lstat statx access faccessat faccessat2 readlink readlinkat getcwd", "files by name")
     rules += _refuse(errno.ENOTTY, "ioctl", "isatty")
     return rules

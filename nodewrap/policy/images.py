@@ -21,10 +21,10 @@ def pin(path: str) -> tuple[str, dict[str, Any]]:
     if not stat.S_ISREG(os.stat(real).st_mode):
         return real, {}
     with open(real, "rb") as file:
-        before, state = os.fstat(file.fileno()), hashlib.sha256()
+        before, state = apptainer.key(file.fileno(), os.fstat(file.fileno())), hashlib.sha256()
         while part := file.read(1 << 20):
             state.update(part)
-        after = os.fstat(file.fileno())
-    if apptainer.key(before) != apptainer.key(after):
+        after = apptainer.key(file.fileno(), os.fstat(file.fileno()))
+    if before != after:
         raise OSError(0, "is being written")
-    return real, {"key": apptainer.key(after), "sha256": state.hexdigest()}
+    return real, {"key": after, "sha256": state.hexdigest()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from nodewrap import apptainer, model
 from nodewrap.policy import images
+from tests.need import need
 from tests.policy_tools import CALLER, SITE, compiled
 
 RULE = '[[rule]]\nname = "r"\nidentity = {{ mode = "map" }}\nprofile = "batch"\n{}\n'
@@ -88,6 +90,73 @@ def test_pinned_file_is_known_again_until_anything_about_it_changes(tmp_path, ch
             file.write(b"#")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert examined(path, allowed) == "NW-IMAGE-CHANGED"
+
+
+class Mounted:
+    """An image in a file system that can be mounted anew, then with another device number: overlay (has a number of its own) or FUSE (has none)."""
+
+    def __init__(self, top, kind):
+        self.top, self.kind, self.place = top, kind, top / "place"
+        for name in ("place", "lower", "upper", "work", "other"):
+            (top / name).mkdir()
+        self.file = self.place / "image"
+        self.fill(b"x")
+        self.mount()
+
+    def fill(self, byte):
+        """The same inode, size and times, whatever is in it."""
+        tree = self.top / "upper"
+        (tree / "image").write_bytes(b"#!/usr/bin/env run-singularity\n\0" + b"SIF_MAGIC\0" + byte * (1 << 20))
+        os.utime(tree / "image", (10**9, 10**9))
+        if self.kind == "fuse":
+            squashfs = ["mksquashfs", tree, self.top / "packed", "-noappend", "-quiet", "-no-progress"]
+            subprocess.run(squashfs, check=True, stdout=subprocess.DEVNULL)
+
+    def mount(self):
+        overlay = ["mount", "-t", "overlay", "overlay", "-o", ",".join(f"{n}dir={self.top / n}" for n in ("lower", "upper", "work")), self.place]
+        subprocess.run(overlay if self.kind == "overlay" else ["squashfuse", self.top / "packed", self.place], check=True)
+
+    def umount(self):
+        subprocess.run(["umount", self.place], check=True)
+
+    def again(self):
+        """Another file system gets the device number meanwhile."""
+        before = self.file.stat().st_dev
+        self.umount()
+        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", self.top / "other"], check=True)
+        self.mount()
+        assert self.file.stat().st_dev != before
+
+
+@pytest.fixture(params=["overlay", "fuse"])
+def mounted(request, tmp_path):
+    need("root", *["fuse", "squashfuse", "mksquashfs"] * (request.param == "fuse"))
+    made = Mounted(tmp_path, request.param)
+    yield made
+    for place in ("place", "other"):
+        if (tmp_path / place).is_mount():
+            subprocess.run(["umount", tmp_path / place], check=True)
+
+
+def test_pinned_file_is_known_again_when_its_file_system_has_been_mounted_anew(mounted, monkeypatch):
+    path = mounted.file
+    known = images.pin(str(path))[1]
+    allowed = {"names": [str(path)], "patterns": [], "pinned": {str(path): known}}
+    mounted.again()
+    assert examined(path, allowed).digest == "sha256:" + known["sha256"]
+    monkeypatch.setattr(apptainer, "AGAIN", 0)  # as for a larger file: by its number or not at all
+    assert getattr(examined(path, allowed), "kind", "NW-IMAGE-CHANGED") == ("sif" if mounted.kind == "overlay" else "NW-IMAGE-CHANGED")
+
+
+def test_other_content_under_the_same_inode_size_and_times_is_refused_on_a_file_system_mounted_anew(mounted):
+    path = mounted.file
+    known = images.pin(str(path))[1]
+    before = path.stat()
+    mounted.fill(b"y")
+    mounted.again()
+    after = path.stat()
+    assert [getattr(after, name) for name in ("st_ino", "st_size", "st_mtime_ns")] == [before.st_ino, before.st_size, before.st_mtime_ns]
+    assert examined(path, {"names": [str(path)], "patterns": [], "pinned": {str(path): known}}) == "NW-IMAGE-CHANGED"
 
 
 def test_named_link_that_leads_to_another_file_than_at_apply_is_refused(tmp_path):

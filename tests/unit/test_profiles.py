@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nodewrap import profiles
 from nodewrap.guard import Op, parse_profiles
@@ -162,7 +165,7 @@ def test_patterns_of_devices_reach_the_launcher_which_looks_at_each_run(node):
     ({"devices": ["nvidia*x?"]}, "profile.x.devices: 'nvidia*x?' is not a node of /dev: NAME or DIR/NAME, with a * at the end or without"),
     ({"devices": ["mem"]}, "profile.x.devices: 'mem' is the node's memory; no payload gets it"),
     ({"devices": ["k*"]}, "profile.x.devices: 'k*' would also give 'kmem', which is given by its full name only"),
-    ({"devices": ["mapper/*?"]}, "profile.x.devices: 'mapper/*?' would also give 'mapper', which is given by its full name only"),
+    ({"devices": ["mapper/*?"]}, "profile.x.devices: 'mapper/*?' would also give 'mapper/*', which is given by its full name only"),
 ])
 def test_mistakes_are_one_line_with_their_place(table, said):
     assert profiles.check("x", table) == [said]
@@ -251,3 +254,38 @@ def test_more_devices_than_a_line_holds_take_several_lines(node):
     for name in names:
         (node / "dev" / name).symlink_to("/dev/null")
     assert [op.path for op in ops({"devices": names}, node) if op.kind == "dev"] == names
+
+
+def members(family):
+    """Names of a family of devices."""
+    pattern = "".join({"#": "[0-9]{1,3}", "*": "[a-z0-9]{0,4}"}.get(letter, re.escape(letter)) for letter in family)
+    return st.from_regex(pattern, fullmatch=True, alphabet=st.characters(codec="ascii"))
+
+
+@given(st.data(), st.sampled_from(profiles.BY_NAME_ONLY))
+def test_no_pattern_catches_a_device_that_is_given_by_its_name_only(data, family):
+    """Whatever its number on whatever node: any beginning of any of its names, with a star behind."""
+    name = data.draw(members(family))
+    cut = data.draw(st.integers(1, len(name)))
+    assert profiles.check("x", {"devices": [name[:cut] + "*"]}), name[:cut]
+
+
+@given(st.from_regex(r"[a-z]{1,4}[0-9]{0,2}[a-z]{0,2}", fullmatch=True, alphabet=st.characters(codec="ascii")))
+def test_pattern_is_refused_only_for_a_family_that_has_a_name_which_begins_so(prefix):
+    said = profiles.check("x", {"devices": [prefix + "*"]})
+    if said:
+        possible = {"#": "[0-9]+", "*": ".*"}
+        literal = [family for family in profiles.BY_NAME_ONLY if family.startswith(prefix)]
+        longer = [family for family in profiles.BY_NAME_ONLY for cut in range(1, len(family) + 1)
+                  if re.fullmatch("".join(possible.get(letter, re.escape(letter)) for letter in family[:cut]), prefix)]
+        assert literal or longer, said
+
+
+@pytest.mark.parametrize("good", ["nvidia*", "nvidia-caps/*", "dri/renderD*", "kfd*", "infiniband/uverbs*", "fuse*", "ttyUSB*", "accel/accel*"])
+def test_patterns_that_sites_need_are_given(good):
+    assert profiles.check("x", {"devices": [good + "?"]}) == []
+
+
+@pytest.mark.parametrize("bad", ["sg1*", "nvme1*", "ttyS1*", "tty63*", "hidraw12*", "st1*", "ng1n*", "cpu/1*", "bus/u*", "ipmi1*", "s*"])
+def test_patterns_are_refused_by_any_number_that_a_device_may_have(bad):
+    assert "given by its full name only" in profiles.check("x", {"devices": [bad]})[0]
