@@ -81,22 +81,22 @@ def _child(attack: Attack, arena: Callable[[], Arena], writer: int) -> None:
         except BaseException as wrong:  # noqa: BLE001  whatever it is, the suite goes on and says so
             last = traceback.extract_tb(wrong.__traceback__)[-1]
             said = {"error": f"broken: {type(wrong).__name__}: {wrong} ({os.path.basename(last.filename)}:{last.lineno})"}
-        os.write(writer, json.dumps(said).encode())
+        os.write(writer, json.dumps(said).encode() + b"\n")
         status = 0
     finally:
         os._exit(status)
 
 
 def _hear(reader: int, end: float) -> bytes | None:
-    """All that the child says; None when it has not said it in time. It ends its word by ending, or by closing the pipe."""
+    """The child's one line, "" when it ended without; None when neither came in time. What it left behind may hold the pipe open."""
     told = b""
     while (rest := end - time.monotonic()) > 0:
         if not select.select([reader], [], [], rest)[0]:
             break
         more = os.read(reader, 65536)
-        if not more:
-            return told
         told += more
+        if not more or told.endswith(b"\n"):
+            return told
     return None
 
 

@@ -142,6 +142,11 @@ class Attack:
         return next((one.key for one in self.accepted if one.applies(at)), "")
 
 
+def printable(text: str) -> str:
+    """What hostile code said, for terminals and files: nothing that a terminal obeys, that turns text around, or that UTF-8 cannot carry."""
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else letter.encode("unicode_escape").decode("ascii") for letter in text)
+
+
 @dataclass
 class Result:
     """One cell of the report. control: what the control saw. seen: what was seen under the wrapper. litter: what the run left. accepted: key of the
@@ -155,6 +160,9 @@ class Result:
     litter: list[str] = field(default_factory=list)
     accepted: str = ""
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.seen, self.control, self.litter = printable(self.seen), printable(self.control), [printable(line) for line in self.litter]
 
     @property
     def is_failure(self) -> bool:

@@ -1,13 +1,14 @@
 """``make escape``: the suite against throw-away installations of both launchers, all modes and profiles; ``make escape-peers``: other tools.
 
 python -m tests.escape.suite [--only ID|SURFACE]... [--profile NAME]... [--kind NAME]... [--launcher NAME]... [--report FORMAT] [--output FILE]
-    [--peers]
+    [--each-mode-once] [--peers]
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import shutil
 import sys
 import time
@@ -20,6 +21,13 @@ from nodewrap.escape.wrappers import peers
 from nodewrap.guard import Range
 from tests.node import BLOCK, DELEGATED, MODES, PROFILES, SUBJECT, Node
 from tests.site import ROOT, Session, account_command
+
+#: What CI tries: every launcher and mode, and every profile.
+EACH_MODE_ONCE = {
+    ("setuid", "static", "strict"), ("setuid", "pool", "batch"), ("setuid", "map", "strict"), ("setuid", "block", "compat"),
+    ("setuid", "log-only", "batch"), ("setuid", "static", "none"), ("userns", "map", "strict"),
+    ("userns", "block", "batch"), ("userns", "log-only", "compat"),
+}
 
 
 def caller(session):
@@ -86,6 +94,8 @@ def main():
     parser.add_argument("--report", choices=sorted(FORMATS))
     parser.add_argument("--output")
     parser.add_argument("--image", default="", help="for the peer apptainer: a directory or SIF file")
+    parser.add_argument("--each-mode-once", action="store_true", help="every launcher and mode in one profile each, as CI does it")
+    parser.add_argument("--session", help="the installations of that test session (pickled), instead of new ones")
     parser.add_argument("--peers", action="store_true", help="other tools instead of nodewrap")
     parser.add_argument("-v", action="store_true", help="tell every result")
     arguments = parser.parse_args()
@@ -97,14 +107,16 @@ def main():
             print(f"{one.configuration}: {one.attack}: {one.outcome.value}{f' (accepted: {one.accepted})' if one.accepted else ''}: {one.seen} "
                   f"[{one.seconds:.2f} s] {one.litter or ''} control: {one.control}", file=sys.stderr)
 
-    place = Place(() if arguments.peers else arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)))
+    session = pickle.loads(Path(arguments.session).read_bytes()) if arguments.session else None
+    place = Place(() if arguments.peers else arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)), session)
     try:
         with place.suite(tell) as suite:
             if arguments.peers:
                 suite.against(chosen, peers(suite.other, arguments.image))
             else:
                 for node in place.nodes:
-                    suite.run(chosen, configurations(node, arguments.kind, arguments.profile or PROFILES))
+                    every = configurations(node, arguments.kind, arguments.profile or PROFILES)
+                    suite.run(chosen, [at for at in every if not arguments.each_mode_once or (at.launcher, at.kind, at.profile) in EACH_MODE_ONCE])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     finally:

@@ -1,7 +1,7 @@
 """One page that needs nothing else: a matrix of attacks and configurations, each cell opening what was tried, seen, and what stopped it.
 
-No script is needed to read it: a cell is a link to its evidence, which CSS shows while it is the target. The script only filters rows. Whatever hostile
-code said stands in the page escaped, and the page's own policy forbids everything but its own style and script (Content-Security-Policy, by hash).
+No script is needed to read it: a cell is a link to its evidence, which CSS shows while it is the target. The script only filters rows. Whatever
+hostile code said stands in the page escaped, and the page's own policy forbids everything but its own style and script (Content-Security-Policy).
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ td a{color:inherit;text-decoration:none;display:block;min-width:1.6em}td a:focus
 .accepted{background:repeating-linear-gradient(45deg,#fff3c4,#fff3c4 5px,#ead98f 5px,#ead98f 10px);color:#000;font-weight:normal}
 .none{background:#f3f3f3;color:#666}.broken{background:#b9a3e0;font-weight:bold}
 section{display:none}
-section:target{display:block;position:fixed;right:1em;bottom:1em;width:min(46em,90vw);max-height:80vh;overflow:auto;background:#fff;border:2px solid #000;
-padding:1em;z-index:2;box-shadow:0 0 2em #0006}
+section:target{display:block;position:fixed;right:1em;bottom:1em;width:min(46em,90vw);max-height:80vh;overflow:auto;background:#fff;
+border:2px solid #000;padding:1em;z-index:2;box-shadow:0 0 2em #0006}
 dt{font-weight:bold;margin-top:.5em}dd{margin:0;overflow-wrap:anywhere;white-space:pre-wrap}
 label{margin-right:1em}
 [hidden]{display:none}
@@ -115,7 +115,7 @@ def _page(results: list[Result], names: list[str], rows: list[str], evidence: li
     verdict = f"{failed} open or broken" if failed else "nothing is open that is not documented"
     where = html.escape(f"nodewrap {__version__}, {platform.system()} {platform.release()} {platform.machine()}")
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    legend = "✓ stopped · LEAK reached its aim · open: a documented risk · DIRT stopped, but something was left · – could not be tried · ? the suite failed"
+    legend = "✓ stopped · LEAK reached its aim · open: a documented risk · DIRT stopped, something was left · – not to be tried · ? the suite failed"
     heads = "".join(f"<th><span>{html.escape(name)}</span></th>" for name in names)
     return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">

@@ -1,0 +1,66 @@
+"""Every attack of the suite (nodewrap/escape) against real installations: each launcher, mode and profile (``make escape``: all combinations).
+
+The suite ends all that descends from it, so it runs in a process of its own, once; each attack's results are looked at by a test of its name, in
+which the CVEs stand that it replays.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+
+from nodewrap.escape.model import LEFT_OUT, attacks, catalogue
+from tests.conftest import installation
+from tests.files import CHECKOUT
+from tests.need import need
+from tests.site import ROOT
+
+ATTACKS = attacks()
+
+
+def name(attack):
+    return "-".join([attack.id, *re.findall(r"CVE-\d+-\d+", attack.row.replays)])
+
+
+@pytest.fixture(scope="module")
+def results(session, tmp_path_factory):
+    """{id of an attack: [result, as in the JSON report]}"""
+    need("userns")
+    for launcher in ("setuid", "userns") if ROOT else ("userns",):
+        installation(session, launcher)
+    where = tmp_path_factory.mktemp("escape")
+    (where / "session").write_bytes(pickle.dumps(session))
+    how = ["--session", where / "session", "--each-mode-once", "--report", "json", "--output", where / "out"]
+    done = subprocess.run([sys.executable, "-m", "tests.escape.suite", *how], cwd=CHECKOUT, capture_output=True, text=True, timeout=1200)
+    assert (where / "out").exists(), done.stdout[-3000:] + done.stderr[-3000:]
+    found = {}
+    for one in json.loads((where / "out").read_text())["results"]:
+        found.setdefault(one["attack"], []).append(one)
+    return found
+
+
+@pytest.mark.parametrize("attack", ATTACKS, ids=name)
+def test_attack_is_stopped_or_a_documented_risk(results, attack):
+    mine = results[attack.id]
+    assert [one for one in mine if one["failure"]] == []
+    exercised = [one for one in mine if one["outcome"] != "not exercised"]
+    if not exercised:
+        pytest.skip(f"{attack.id}: {mine[0]['seen']}")
+
+
+def test_every_attack_of_the_catalogue_is_played_or_says_why_not():
+    assert catalogue().keys() - {attack.id for attack in ATTACKS} - LEFT_OUT.keys() == set()
+
+
+def test_more_than_two_hundred_attacks_are_played():
+    assert len(ATTACKS) >= 200
+
+
+def test_every_accepted_risk_stands_in_the_security_document():
+    text = (CHECKOUT / "SECURITY.md").read_text().partition("## Accepted risks")[2].partition("\n## ")[0]
+    assert {risk.key for attack in ATTACKS for risk in attack.accepted} - set(re.findall(r"^\| `([a-z-]+)` \|", text, re.MULTILINE)) == set()
