@@ -189,8 +189,8 @@ escape: $(VENV)/.core build ## hostile payloads against every launcher, mode and
 	$(VPY) -m tests.escape.suite $(ESCAPE_ARGS)
 
 .PHONY: escape-peers
-escape-peers: $(VENV)/.core build ## the same payloads under bwrap, firejail, apptainer, sudo and a plain switch of uid
-	$(VPY) -m tests.escape.suite --peers $(ESCAPE_ARGS)
+escape-peers: $(VENV)/.core build ## the same payloads under bwrap, firejail, apptainer, sudo and a plain switch of uid, into docs/escape.md
+	$(VPY) -m tests.escape.suite --peers --table docs/escape.md $(ESCAPE_ARGS)
 
 # CRASH_ARGS="--sample 2000", "--case 'setuid/*' --kills": see tests/crash/matrix.py
 .PHONY: crash

@@ -88,7 +88,7 @@ DIR *nwp_list(int dir) {
  * (an LSM's word) is not waited for: it goes with us. */
 int nwp_wait(pid_t p, int ms) {
 	struct pollfd end = { ms < 0 ? -1 : nwp_pidfd_open(p), POLLIN, 0 };
-	int status = 0, how = 0;
+	int status = SIGKILL, how = 0; /* when it cannot be had, it was no success */
 	if (ms >= 0 && (end.fd < 0 || poll(&end, 1, ms) != 1) && kill(p, SIGKILL)) how = WNOHANG;
 	nwp_close(&end.fd);
 	while (waitpid(p, &status, how) < 0 && errno == EINTR)

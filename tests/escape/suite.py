@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from nodewrap.escape.model import Caller, Configuration, attacks
+from nodewrap.escape.model import Caller, Configuration, Outcome, attacks, catalogue
 from nodewrap.escape.report import FORMATS, terminal
 from nodewrap.escape.suite import Suite, not_played
 from nodewrap.escape.wrappers import peers
@@ -27,6 +27,14 @@ EACH_MODE_ONCE = {
     ("setuid", "static", "strict"), ("setuid", "pool", "batch"), ("setuid", "map", "strict"), ("setuid", "block", "compat"),
     ("setuid", "log-only", "batch"), ("setuid", "static", "none"), ("userns", "map", "strict"),
     ("userns", "block", "batch"), ("userns", "log-only", "compat"),
+}
+
+
+#: What stands beside the peers in docs/escape.md.
+BESIDE_PEERS = {("setuid", "static", "strict"), ("setuid", "static", "batch"), ("userns", "map", "strict")}
+BEGIN, END = "<!-- made by make escape-peers -->", "<!-- end -->"
+CELLS = {
+    Outcome.BLOCKED: "stopped", Outcome.LEAKED: "**open**", Outcome.DIRTY: "leaves litter", Outcome.NOT_EXERCISED: "–", Outcome.BROKEN: "?",
 }
 
 
@@ -96,7 +104,8 @@ def main():
     parser.add_argument("--image", default="", help="for the peer apptainer: a directory or SIF file")
     parser.add_argument("--each-mode-once", action="store_true", help="every launcher and mode in one profile each, as CI does it")
     parser.add_argument("--session", help="the installations of that test session (pickled), instead of new ones")
-    parser.add_argument("--peers", action="store_true", help="other tools instead of nodewrap")
+    parser.add_argument("--table", metavar="FILE", help="with --peers: write the table into that page")
+    parser.add_argument("--peers", action="store_true", help="attacks on payloads alone, on other tools too")
     parser.add_argument("-v", action="store_true", help="tell every result")
     arguments = parser.parse_args()
     chosen, results, began = attacks(tuple(arguments.only)), [], time.monotonic()
@@ -108,15 +117,16 @@ def main():
                   f"[{one.seconds:.2f} s] {one.litter or ''} control: {one.control}", file=sys.stderr)
 
     session = pickle.loads(Path(arguments.session).read_bytes()) if arguments.session else None
-    place = Place(() if arguments.peers else arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)), session)
+    place = Place(arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)), session)
     try:
         with place.suite(tell) as suite:
+            for node in place.nodes:
+                every = configurations(node, arguments.kind, arguments.profile or PROFILES)
+                only = BESIDE_PEERS if arguments.peers else EACH_MODE_ONCE if arguments.each_mode_once else ()
+                at_all = [at for at in every if not only or (at.launcher, at.kind, at.profile) in only]
+                suite.run([one for one in chosen if one.peers or not arguments.peers], at_all)
             if arguments.peers:
                 suite.against(chosen, peers(suite.other, arguments.image))
-            else:
-                for node in place.nodes:
-                    every = configurations(node, arguments.kind, arguments.profile or PROFILES)
-                    suite.run(chosen, [at for at in every if not arguments.each_mode_once or (at.launcher, at.kind, at.profile) in EACH_MODE_ONCE])
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     finally:
@@ -126,7 +136,26 @@ def main():
     if arguments.report:
         text = FORMATS[arguments.report](every)
         Path(arguments.output).write_text(text) if arguments.output else print(text)
-    return int(any(one.is_failure for one in results))
+    if arguments.table:
+        write_table(Path(arguments.table), results)
+    return int(any(one.is_failure for one in results if one.configuration.count("/") == 2))
+
+
+def write_table(path, results):
+    """The page with the table of these results between its marks."""
+    text = path.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    names = list(dict.fromkeys(one.configuration for one in results))
+    cells = {(one.attack, one.configuration): one.outcome for one in results}
+    lines = [f"| | tries | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for key in (key for key in catalogue() if any((key, name) in cells for name in names)):
+        row = [CELLS.get(cells.get((key, name)), "") for name in names]
+        if any(cell not in ("", CELLS[Outcome.NOT_EXERCISED]) for cell in row):
+            lines.append(f"| {key} | {catalogue()[key].tries.replace('|', chr(92) + '|')} | {' | '.join(row)} |")
+    counts = [sum(cells.get((key, name)) is Outcome.LEAKED for key in catalogue()) for name in names]
+    lines.append(f"| | **reached their aim** | {' | '.join(f'**{count}**' for count in counts)} |")
+    path.write_text(f"{head}{BEGIN}\n{chr(10).join(lines)}\n{END}{tail}")
 
 
 if __name__ == "__main__":

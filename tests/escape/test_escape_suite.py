@@ -21,10 +21,11 @@ from tests.need import need
 from tests.site import ROOT
 
 ATTACKS = attacks()
+FLAW = re.compile(r"CVE-\d+-\d+|GHSA(?:-\w{4}){3}")
 
 
 def name(attack):
-    return "-".join([attack.id, *re.findall(r"CVE-\d+-\d+", attack.row.replays)])
+    return "-".join([attack.id, *FLAW.findall(attack.row.replays)])
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,13 @@ def test_attack_is_stopped_or_a_documented_risk(results, attack):
 
 def test_every_attack_of_the_catalogue_is_played_or_says_why_not():
     assert catalogue().keys() - {attack.id for attack in ATTACKS} - LEFT_OUT.keys() == set()
+
+
+def test_every_vulnerability_of_the_catalogue_has_its_lesson_and_names_the_attack():
+    """docs/cve-lessons.md: a row of the table for each, with the ids of the attacks that replay it."""
+    rows = [line.split("|") for line in (CHECKOUT / "docs/cve-lessons.md").read_text().splitlines() if line.startswith("| ")]
+    told = {(cve, key) for row in rows for cve in FLAW.findall(row[1]) for key in re.findall(r"[A-K]\d\d", row[4])}
+    assert {(cve, key) for key, row in catalogue().items() for cve in FLAW.findall(row.replays)} - told == set()
 
 
 def test_more_than_two_hundred_attacks_are_played():

@@ -1,4 +1,4 @@
-"""Attacks that hang, die, leave processes or fill the disk: each is bounded, and the suite goes on. It ends all its children: so in a process of its own."""
+"""Attacks that hang, die, leave processes or fill the disk: each is bounded, the next one runs. In processes of their own: it ends its children."""
 
 from __future__ import annotations
 

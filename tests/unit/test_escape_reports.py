@@ -126,9 +126,9 @@ def test_browser_shows_the_page_filters_it_and_opens_evidence(browser):
     drive = (
         "<script>const t=document.getElementById('text');t.value='zzz';t.dispatchEvent(new Event('input'));"
         "const hidden=document.querySelectorAll('tr.attack[hidden]').length;t.value='';document.getElementById('open').checked=true;"
-        "t.dispatchEvent(new Event('input'));const open_=document.querySelectorAll('tr.attack:not([hidden])').length;"
+        "t.dispatchEvent(new Event('input'));const left=document.querySelectorAll('tr.attack:not([hidden])').length;"
         "location.hash='#C01-setuid-switch-strict';const shown=getComputedStyle(document.getElementById('C01-setuid-switch-strict')).display;"
-        "document.body.dataset.said=[hidden,open_,shown].join(' ')</script></body>"
+        "document.body.dataset.said=[hidden,left,shown].join(' ')</script></body>"
     )
     free = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page).replace("</body>", drive)
     assert 'data-said="4 3 block"' in browser(free)
