@@ -152,17 +152,31 @@ class Arena:
             os.chown(path, self.caller.uid, self.caller.gid, follow_symlinks=False)
 
     def mkdir(self, path: Path, mode: int = 0o700) -> Path:
-        path.mkdir()
-        path.chmod(mode)
-        self.own(path)
+        with self.as_caller():
+            path.mkdir()
+            path.chmod(mode)
         return path
+
+    @contextlib.contextmanager
+    def as_caller(self) -> Iterator[None]:
+        """With the pilot's rights to files: what is made below a directory of the pilot's can then be nobody else's."""
+        if not self.is_root:
+            yield
+            return
+        os.setegid(self.caller.gid)
+        os.seteuid(self.caller.uid)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+            os.setegid(0)
 
     def secret(self, path: Path | None = None, mode: int = 0o600) -> Path:
         """A file of the pilot's with the nonce in it."""
         path = path or self.home / "secret"
-        path.write_text(self.nonce)
-        path.chmod(mode)
-        self.own(path)
+        with self.as_caller():
+            path.write_text(self.nonce)
+            path.chmod(mode)
         self.undo(lambda: path.unlink(missing_ok=True))
         return path
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nodewrap.audit.log import entries, lines, run_of
+from nodewrap.doctor.node import distrust
 from nodewrap.escape import needs
 from nodewrap.escape.arena import Arena, remove
 from nodewrap.escape.attempt import Try, adopt_orphans, attempt
@@ -27,7 +28,7 @@ class SuiteError(Exception):
 
 @dataclass
 class Suite:
-    """caller: the pilot. home: a directory where it may make one of its own. guard: of the installation. other: uid and gid of a payload account.
+    """caller: the pilot. home: a directory to work in; root's all the way when we are root. other: uid and gid of a payload account.
     delegated: subordinate ids of the pilot's. tell: called with each result as it comes."""
 
     caller: Caller
@@ -46,6 +47,9 @@ class Suite:
     def __enter__(self) -> Suite:
         """One suite at a time for each caller: the lock is on the directory that both would work in. Raises SuiteError."""
         adopt_orphans()
+        why = distrust(str(self.home), 0) if os.geteuid() == 0 else ""
+        if why:  # root removes trees below it: nobody else may put a link in the way
+            raise SuiteError(f"NW-ESCAPE-HOME: {why}; next: --home DIR, a directory that is root's all the way, as the default is")
         self._lock = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -57,8 +61,6 @@ class Suite:
         self._top = self.home / f"{DIRECTORY}{secrets.token_hex(6)}"
         self._top.mkdir()
         self._top.chmod(0o755)
-        if os.geteuid() == 0:
-            os.chown(self._top, self.caller.uid, self.caller.gid)
         return self
 
     def __exit__(self, *_: object) -> None:

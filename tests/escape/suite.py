@@ -7,7 +7,6 @@ python -m tests.escape.suite [--only ID|SURFACE]... [--profile NAME]... [--kind 
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import shutil
 import sys
@@ -67,7 +66,6 @@ class Place:
             self.caller = caller(self.session)
             self.home.mkdir()
             self.home.chmod(0o755)
-            os.chown(self.home, self.caller.uid, self.caller.gid)
             if ROOT:
                 span = f"{DELEGATED}-{DELEGATED + BLOCK - 1}"
                 account_command("usermod", "--add-subuids", span, "--add-subgids", span, self.caller.name)
