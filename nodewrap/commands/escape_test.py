@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", choices=sorted(FORMATS), help="also write a report in this format")
     parser.add_argument("--output", metavar="FILE", help="where to (default: standard output)")
     parser.add_argument("--caller", metavar="ACCOUNT", help="as root: the pilot account that calls (default: the first one that the guard names)")
-    parser.add_argument("--home", metavar="DIR", help="where to work, not shown by profiles (default: the caller's home; as root the state directory)")
+    parser.add_argument("--home", metavar="DIR", help="where to work, shown by no profile (default: the caller's home; root: the state directory)")
     parser.add_argument("--declare", action="append", default=[], metavar="NAME=TEXT", help="who the payloads' user is, as for 'nodewrap run'")
     parser.add_argument("--credential", metavar="FILE", help="the payloads' proxy, as for 'nodewrap run'")
     parser.add_argument("--list", action="store_true", help="print the attacks and leave")

@@ -177,10 +177,11 @@ class Case:
                 os.close(fd)
             with os.fdopen(lines) as stream:
                 told = [line.split() for line in stream]
-            if process.wait() != 0:
-                raise RuntimeError(f"nth: {process.returncode}")
+            process.wait()
             err.seek(0)
             said = err.read()
+            if process.returncode != 0:
+                raise RuntimeError(f"nth: {process.returncode}: {said[-300:]!r}")
         return self._outcome(told, drained(out), said, drained(status), time.monotonic() - began)
 
     def _outcome(self, told, out, err, events, seconds):

@@ -162,18 +162,25 @@ static int arrive(struct proc *p, struct point *x) {
 	return 0;
 }
 
+/* Its registers, got or set. 0, or -1 when it has just been killed by somebody else. */
+static int registers(struct proc *p, int how, struct user_regs_struct *r) {
+	if (ptrace(how, p->pid, 0, r) == 0) return 0;
+	if (errno != ESRCH) die("registers of %s", p->place);
+	return -1;
+}
+
 static void change(struct proc *p, struct point *x, const struct __ptrace_syscall_info *s) {
 	struct user_regs_struct r;
 	x->hit = true;
 	fprintf(out, "hit %s %u %llu\n", p->place, p->calls, p->nr);
-	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
+	if (registers(p, PTRACE_GETREGS, &r)) return;
 	if (x->what == 's') r.rdx /= 2;
 	else p->at = x;                                                          /* the rest at its exit */
 	if (s->entry.nr == SYS_brk) { /* fails by leaving the break where it is (brk(2)): an errno would be taken for an address */
 		p->wanted = r.rdi;
 		r.rdi = 0;
 	} else if (x->what == 'f' && s->entry.nr != SYS_close) r.orig_rax = SYS_getpid; /* not -1: a seccomp filter may be on */
-	if (ptrace(PTRACE_SETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
+	registers(p, PTRACE_SETREGS, &r);
 }
 
 static int entry(struct proc *p, const struct __ptrace_syscall_info *s) {
@@ -201,10 +208,10 @@ static int leave(struct proc *p) {
 	p->at = NULL;
 	if (!x) return 1;
 	if (x->what == 'a') return arrive(p, x);
-	if (ptrace(PTRACE_GETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
+	if (registers(p, PTRACE_GETREGS, &r)) return 1;
 	if (p->nr == SYS_brk) r.rdi = p->wanted; /* a call keeps its arguments' registers */
 	else r.rax = (unsigned long long)-(long long)x->arg;
-	if (ptrace(PTRACE_SETREGS, p->pid, 0, &r)) die("registers of %s", p->place);
+	registers(p, PTRACE_SETREGS, &r);
 	return 1;
 }
 
