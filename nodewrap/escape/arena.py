@@ -14,7 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,9 @@ class Arena:
 
     def has_nonce(self, ran: Ran) -> Seen:
         """Reached: the nonce is in what the payload said."""
-        return Seen(self.nonce.encode() in ran.out, ran.line.replace(self.nonce, "(the nonce)"))
+        at = ran.out.find(self.nonce.encode())
+        near = replace(ran, out=ran.out[max(at - 60, 0):at + 80]) if at >= 0 else ran
+        return Seen(at >= 0, near.line.replace(self.nonce, "(the nonce)"))
 
     # ---- starting things ----
 

@@ -25,6 +25,7 @@ CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "userns": (lambda: os.path.exists("/proc/self/ns/user") and not _sysctl("user.max_user_namespaces", "0")(), "user namespaces"),
     "fuse": (lambda: os.path.exists("/dev/fuse"), "/dev/fuse"),
     "gcc": (_tool("cc"), "a C compiler"),
+    "cgroup2": (lambda: " - cgroup2 " in Path("/proc/self/mountinfo").read_text(), "a mounted cgroup v2"),
     "apptainer": (_tool("apptainer"), "apptainer"),
 }
 

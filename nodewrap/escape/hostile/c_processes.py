@@ -1,28 +1,253 @@
 """Surface C, inside."""
 
+import ctypes
+import fcntl
+import glob
 import os
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 
-from nodewrap.escape.hostile.common import read, say
+from nodewrap.escape.hostile.common import LIBC, call, in_child, read, say, syscall
+
+SET_NAME, SET_PTRACER, SET_CHILD_SUBREAPER = 15, 0x59616D61, 36
+TRACEME, POKEDATA, ATTACH, DETACH = 0, 5, 16, 17
+F_SETSIG = 10
+CLONE, EXIT = (220, 93) if os.uname().machine == "aarch64" else (56, 60)
+PIDFD_OPEN, PIDFD_GETFD = 434, 438
+CLONE_VFORK = 0x4000
+NEWUSER, NEWNS, NEWCGROUP = 0x10000000, 0x20000, 0x02000000
+STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
 
-def daemon(path):
-    """Fork twice, leave the session, ignore what can be ignored, and write for ever."""
+def hold(path):
+    """A lock on that file, which lives as long as any process that has inherited it (flock(2)): the judge asks for it."""
+    fd = os.open(path, os.O_CREAT | os.O_WRONLY, 0o644)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    return fd
+
+
+def drop_stdio():
+    null = os.open("/dev/null", os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+
+
+def daemonize():
+    """True in a process of its own session whose parents are gone; the payload's own process goes on with False."""
     if os.fork():
         os.wait()
-        return "started"
+        return False
     os.setsid()
     if os.fork():
         os._exit(0)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    drop_stdio()
+    return True
+
+
+def rest(seconds=60):
+    """What outlives its payload ends some time by itself."""
+    time.sleep(seconds)
+    os._exit(0)
+
+
+# ---- what survives ----
+
+
+def daemon(path):
+    """Fork twice, leave the session, ignore what can be ignored."""
+    hold(path)
+    if daemonize():
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+        rest()
+
+
+def stubborn(path):
+    """The payload itself ignores what asks it to end."""
+    hold(path)
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
-    for fd in (0, 1, 2):
-        os.close(fd)
+    say("ready")
+    rest()
+
+
+def bomb(path, processes):
+    """Processes that fork whenever one of that many places is free, and die at once or later; the payload ends in the middle of it."""
+    hold(path)
+    places, end = os.pipe(), time.monotonic() + 4
+    os.write(places[1], b"." * int(processes))
+    if not os.fork():
+        os.setsid()
+        drop_stdio()
+        while time.monotonic() < end and os.read(places[0], 1):
+            if not os.fork():
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+                continue
+            if os.getpid() % 3:  # a third forks on
+                time.sleep(0.01)
+                os.write(places[1], b".")
+                os._exit(0)
+        os._exit(0)
+    time.sleep(0.15)
+
+
+def hopper(path):
+    """A process that is never the same for long: it forks and ends."""
+    hold(path)
+    if daemonize():
+        end = time.monotonic() + 3
+        while time.monotonic() < end:
+            if os.fork():
+                os._exit(0)
+            os.setsid()
+        os._exit(0)
+    time.sleep(0.05)
+
+
+def stuck(path):
+    """Processes that no ordinary signal ends: stopped, traced and stopped, waiting for a child of vfork."""
+    hold(path)
+    if os.fork() == 0:
+        drop_stdio()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        rest()
+    if os.fork() == 0:
+        drop_stdio()
+        if os.fork() == 0:
+            LIBC.ptrace(TRACEME, 0, None, None)
+            os.kill(os.getpid(), signal.SIGSTOP)
+        rest()
+    if os.fork() == 0:
+        drop_stdio()
+        syscall(CLONE, CLONE_VFORK | signal.SIGCHLD, None, None, None, None)  # without CLONE_VM: the parent waits, nothing is shared
+        rest()
+    time.sleep(0.05)
+
+
+def subreaper(path):
+    """A daemon that adopts the daemons of others."""
+    hold(path)
+    if daemonize():
+        call(LIBC.prctl, SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        daemonize()
+        rest()
+    time.sleep(0.02)
+
+
+def renamed(path, *names):
+    """Daemons that look like the kernel's and the wrapper's own, in ps and in /proc/PID/comm."""
+    os.set_inheritable(hold(path), True)
+    for name in names:
+        if daemonize():
+            code = f"import ctypes, time; ctypes.CDLL(None).prctl({SET_NAME}, {name.encode()!r}); time.sleep(60)"
+            os.execv("/usr/bin/python3", [name, "-I", "-c", code])
+    time.sleep(0.05)
+
+
+def headless(path):
+    """A daemon whose first thread has ended: its leader is a zombie, which killers that look at states take for dead."""
+    hold(path)
+    if daemonize():
+        threading.Thread(target=rest, daemon=True).start()
+        LIBC.syscall(EXIT, 0)
+    time.sleep(0.02)
+
+
+def zombies(count):
+    """Orphans that have ended: whoever adopts them has to collect them."""
+    for _ in range(int(count)):
+        if os.fork() == 0:
+            os.fork()
+            os._exit(0)
+        os.wait()
+    say("done")
+    sys.stdin.read()
+
+
+def dying(count):
+    """Many processes that are about to end when the payload does."""
+    for _ in range(int(count)):
+        if os.fork() == 0:
+            drop_stdio()
+            time.sleep(0.002 * (os.getpid() % 8))
+            os._exit(0)
+    os._exit(42)
+
+
+def forever():
+    """Stop itself: no signal but CONT and KILL goes through any more."""
+    say("ready")
     while True:
-        with open(path, "w") as file:
-            file.write(str(time.monotonic()))
-        time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+# ---- the payload's own end ----
+
+
+def kill_parents(*pids):
+    """Stop and kill whoever waits for us, then end with 42."""
+    for pid in {os.getppid(), *map(int, pids)} - {0}:
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            try:
+                os.kill(pid, number)
+            except OSError as wrong:
+                say(f"kill({pid}): {wrong.strerror}")
+    time.sleep(0.1)
+    os._exit(42)
+
+
+def term_self():
+    """Die of the own signal, as programs that clean up do."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+    say("still alive")
+    os._exit(7)
+
+
+def orphan_code():
+    """An orphan ends with 0 a moment before us, another one a moment after; our own code is 42."""
+    for seconds in (0.02, 0.1):
+        if os.fork() == 0:
+            if os.fork() == 0:
+                drop_stdio()
+                time.sleep(seconds)
+            os._exit(0)
+        os.wait()
+    time.sleep(0.05)
+    os._exit(42)
+
+
+def careless_init(*command):
+    """For the control: what waits for any child, and takes the last one's status for the payload's."""
+    call(LIBC.prctl, SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    if os.fork() == 0:
+        os.execv(command[0], command)
+    status = 0
+    while True:
+        try:
+            status = os.wait()[1]
+        except ChildProcessError:
+            os._exit(os.WEXITSTATUS(status))
+
+
+def careless_killer():
+    """For the control: a cleaner that signals what cgroup.procs says. Tasks that are out of its sight stand there as 0 (cgroups(7))."""
+    if os.getpid() != 1:
+        return "no process namespace"  # nothing is killed that could be somebody's
+    if os.fork() == 0:
+        for line in read(own_groups()[0] + "/cgroup.procs").split():
+            if int(line) not in (1, os.getpid()):
+                os.kill(int(line), signal.SIGKILL)
+        os._exit(42)
+    os.wait()
+    os._exit(0)
+
+
+# ---- what reaches the pilot's ----
 
 
 def victim():
@@ -30,6 +255,20 @@ def victim():
     with open("secret"):
         say("ready")
         signal.pause()
+
+
+def canary():
+    """A process of the pilot's with a secret in memory and in an open file. It answers each line. where: address, descriptor."""
+    hits = []
+    signal.signal(signal.SIGURG, lambda *_: hits.append(1))
+    LIBC.prctl(SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # a node with Yama shows as much as one without
+    with open("secret", "rb") as file:
+        held = ctypes.create_string_buffer(file.read() + bytes(64))
+        with open("where", "w") as where:
+            where.write(f"{ctypes.addressof(held)} {file.fileno()}")
+        say("ready")
+        while sys.stdin.readline():
+            say(f"{len(hits)} {held.raw[:32].decode('ascii', 'replace')}")
 
 
 def proc_files(pid):
@@ -41,3 +280,208 @@ def proc_files(pid):
         except OSError as wrong:
             found.append(type(wrong).__name__.encode())
     return b" ".join(found)
+
+
+def signal_all(pid):
+    """One whose default is to be ignored, so that nobody else is hurt."""
+    said = []
+    for target in (int(pid), -int(pid), -1):
+        try:
+            os.kill(target, signal.SIGURG)
+            said.append("sent")
+        except OSError as wrong:
+            said.append(str(wrong.strerror))
+    return said
+
+
+def sigio(pid):
+    """Let the kernel send it: make that process the owner of a socket that tells of input by a signal."""
+    ours, other = socket.socketpair()
+    fcntl.fcntl(ours, fcntl.F_SETOWN, int(pid))
+    fcntl.fcntl(ours, F_SETSIG, signal.SIGURG)
+    fcntl.fcntl(ours, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+    other.send(b".")
+    return "armed"
+
+
+def poke(pid, address, word):
+    """Write into its memory: by ptrace(2), by /proc/PID/mem."""
+    number, place, word = int(pid), int(address), word.encode()
+    LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+    LIBC.ptrace.restype = ctypes.c_long
+    try:
+        call(LIBC.ptrace, ATTACH, number, None, None)
+        os.waitpid(number, 0x40000000)
+        call(LIBC.ptrace, POKEDATA, number, place, int.from_bytes(word[:8], sys.byteorder))
+        call(LIBC.ptrace, DETACH, number, None, None)
+    except OSError as wrong:
+        say(wrong)
+    with open(f"/proc/{number}/mem", "r+b", buffering=0) as memory:
+        memory.seek(place)
+        memory.write(word[:8])
+    return "written"
+
+
+class Iovec(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p), ("len", ctypes.c_size_t)]
+
+
+def steal(pid, address, fd):
+    """Read its memory, then a copy of its descriptor."""
+    found = []
+    for work, where in ((memory_of, address), (descriptor_of, fd)):
+        try:
+            found.append(work(int(pid), int(where)))
+        except OSError as wrong:
+            found.append(str(wrong).encode())
+    return b" ".join(found)
+
+
+def memory_of(pid, address):
+    mine = ctypes.create_string_buffer(64)
+    local, remote = Iovec(ctypes.addressof(mine), 64), Iovec(address, 64)
+    call(LIBC.process_vm_readv, pid, ctypes.byref(local), ctypes.c_ulong(1), ctypes.byref(remote), ctypes.c_ulong(1), ctypes.c_ulong(0))
+    return mine.value
+
+
+def descriptor_of(pid, fd):
+    return os.pread(syscall(PIDFD_GETFD, syscall(PIDFD_OPEN, pid, 0), fd, 0), 64, 0)
+
+
+def setids(*commands):
+    """Start set-id programs that wait for a word, and wait ourselves."""
+    running, pipe = [], subprocess.PIPE
+    for command in commands:
+        try:
+            running.append(subprocess.Popen(command.split(), stdin=pipe, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        except OSError as wrong:
+            say(f"{command}: {wrong.strerror}")
+    time.sleep(0.05)
+    say("ready")
+    sys.stdin.read()
+    for one in running:
+        try:
+            one.kill()
+        except OSError:
+            pass
+
+
+def hear(*paths):
+    """What listens at these names says."""
+    found = []
+    for path in (*paths, *glob.glob("/tmp/ssh-*/agent*"), *filter(None, [os.environ.get("SSH_AUTH_SOCK")])):
+        try:
+            with socket.socket(socket.AF_UNIX) as sock:
+                sock.settimeout(2)
+                sock.connect(path)
+                found.append(sock.recv(100))
+        except OSError as wrong:
+            found.append(str(wrong).encode())
+    return b" ".join(found) or b"nothing there"
+
+
+def poison(name, text, *places):
+    """A file beside those that shells and interpreters read when they start: in places that we are told, and in what we take for home."""
+    said = []
+    for place in (*places, os.environ.get("HOME", "/nowhere")):
+        try:
+            with open(f"{place}/{name}", "w") as file:
+                file.write(text)
+            said.append("written")
+        except OSError as wrong:
+            said.append(str(wrong.strerror))
+    return said
+
+
+def poisoned(name):
+    """What is in that file of what we take for home; it is taken away."""
+    path = f"{os.environ.get('HOME', '/nowhere')}/{name}"
+    text = read(path)
+    os.unlink(path)
+    return text
+
+
+# ---- control groups ----
+
+
+def own_groups():
+    """Directories of our own control group (v2), as far as it is mounted."""
+    paths = [line.partition("::")[2] for line in read("/proc/self/cgroup").decode().splitlines() if line.startswith("0::")]
+    tops = [line.split()[1] for line in read("/proc/self/mounts").decode().splitlines() if line.split()[2] == "cgroup2"]
+    return [top + path for top in tops for path in paths if os.path.isdir(top + path)]
+
+
+def mount_groups():
+    """As root of a user namespace with a view of the groups of its own."""
+    ids = os.getuid(), os.getgid()
+    call(LIBC.unshare, NEWUSER | NEWNS | NEWCGROUP)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
+        tell(f"/proc/self/{name}", text)
+    os.makedirs("groups", exist_ok=True)
+    call(LIBC.mount, b"none", b"groups", b"cgroup2", ctypes.c_ulong(0), None)
+    return "groups"
+
+
+def tell(path, text):
+    with open(path, "w") as file:
+        file.write(str(text))
+
+
+def in_groups(work, groups):
+    """work(group) in each of these groups, in our own, and in our own mounted by ourselves; what came of each."""
+    said = []
+    for group in (*groups, *own_groups()):
+        try:
+            said.append(work(group))
+        except OSError as wrong:
+            said.append(str(wrong.strerror))
+    try:
+        said.append(in_child(lambda: work(mount_groups())))
+    except OSError as wrong:
+        said.append(f"mounted: {wrong.strerror}")
+    return said
+
+
+def freeze(path, *groups):
+    """Processes of ours that no signal wakes."""
+    lock = hold(path)
+
+    def ice(group):
+        os.mkdir(f"{group}/ice")
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.setsid()
+            drop_stdio()
+            os.write(writer, b".")
+            for fd in set(range(3, 64)) - {lock}:
+                try:
+                    os.close(fd)
+                except OSError:
+                    pass
+            rest()
+        os.read(reader, 1)
+        tell(f"{group}/ice/cgroup.procs", pid)
+        tell(f"{group}/ice/cgroup.freeze", 1)
+        return f"frozen below {group}"
+
+    return in_groups(ice, groups)
+
+
+def crowd(count, *groups):
+    """Groups in groups, some of them threaded, that whoever removes ours has to remove first."""
+
+    def fill(group):
+        for number in range(int(count)):
+            os.makedirs(f"{group}/crowd{number}/in/in")
+        tell(f"{group}/crowd0/in/cgroup.type", "threaded")
+        return f"made below {group}"
+
+    return in_groups(fill, groups)
+
+
+def move(group):
+    """Into another group of the pilot's."""
+    tell(f"{group}/cgroup.procs", 0)
+    say("moved")
+    sys.stdin.read()

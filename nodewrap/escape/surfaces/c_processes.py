@@ -2,27 +2,341 @@
 
 from __future__ import annotations
 
-from nodewrap.escape.arena import Arena
-from nodewrap.escape.model import SAME_ID_BARE, Seen, attack
+import fcntl
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from nodewrap.escape.arena import Arena, Live, Ran, hostile
+from nodewrap.escape.model import BARE_PROFILE, PILOTS_GROUP, SAME_ID_BARE, Configuration, Seen, attack, left_out
+
+ENDS = "end of the pid namespace; cgroup.kill; sweep of the uid"
+APART = "pid namespace; other uid"
 
 
-@attack("C01", "end of the pid namespace; cgroup.kill; sweep of the uid")
+def not_compat(at: Configuration) -> bool:
+    """What takes its time is tried where the mechanism differs: in none there is no pid namespace, and compat ends processes as batch does."""
+    return at.profile != "compat"
+
+
+# ---- what survives ----
+
+
+def held(arena: Arena, ran: Ran) -> Seen:
+    """Whether anything that has inherited the payload's lock is alive (flock(2)): asked of the kernel, whatever its name and state."""
+    with open(arena.work / "lock") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return Seen(True, f"alive after the payload's end: its lock is held ({ran.line})")
+    return Seen(False, f"gone with the payload: its lock is free ({ran.line}, {ran.seconds:.2f} s)")
+
+
+def survives(arena: Arena, function: str, *words: object) -> Seen:
+    return held(arena, arena.payload("c_processes", function, "lock", *words))
+
+
+@attack("C01", ENDS)
 def double_forked_daemon(arena: Arena) -> Seen:
-    """The daemon touches a file of its work directory again and again: it is alive while that file changes."""
-    ran = arena.payload("c_processes", "daemon", "beat")
-    beat = arena.work / "beat"
+    return survives(arena, "daemon")
 
-    def is_alive() -> bool:
-        now = beat.stat().st_mtime_ns if beat.exists() else 0
-        return arena.until(lambda: beat.exists() and beat.stat().st_mtime_ns > now, 0.3)
 
-    alive = is_alive()
-    return Seen(alive, f"the daemon still writes after the payload's end ({ran.line})" if alive else f"it writes no more ({ran.line})")
+@attack("C02", "wall limit: TERM, then KILL", once=True, seconds=60)
+def ignores_requests(arena: Arena) -> Seen:
+    """It ignores TERM, HUP and INT, and has a limit of one second. Without a wrapper TERM is sent as well, and it just stays."""
+    live = arena.begin_payload("c_processes", "stubborn", "lock", options=["--wall", "1s"])
+    assert live.hear() == "ready"
+    if not arena.control:
+        return held(arena, live.end(seconds=40))
+    live.process.terminate()
+    time.sleep(0.3)
+    return held(arena, Ran(None, b"SIGTERM was sent", b"", 0.3, True))
+
+
+@attack("C03", ENDS, only=not_compat)
+def fork_bomb(arena: Arena) -> Seen:
+    """200 processes that fork and die while they are being ended."""
+    return survives(arena, "bomb", 200)
+
+
+@attack("C04", ENDS, only=not_compat)
+def pid_hopper(arena: Arena) -> Seen:
+    return survives(arena, "hopper")
+
+
+@attack("C05", ENDS, only=not_compat)
+def stopped_traced_waiting(arena: Arena) -> Seen:
+    return survives(arena, "stuck")
+
+
+@attack("C18", ENDS, only=not_compat)
+def subreaper(arena: Arena) -> Seen:
+    return survives(arena, "subreaper")
+
+
+@attack("C22", "nothing goes by names", only=not_compat)
+def other_names(arena: Arena) -> Seen:
+    return survives(arena, "renamed", "kworker/0:1", "nodewrap-setuid", "(sd-pam)")
+
+
+@attack("C23", ENDS, only=not_compat)
+def dead_leader(arena: Arena) -> Seen:
+    return survives(arena, "headless")
+
+
+@attack("C14", "init reaps; so does the launcher in none")
+def zombie_flood(arena: Arena) -> Seen:
+    """150 orphans that have ended, counted from outside while the payload lives. Without a wrapper they fall to us, who do not collect them."""
+    live = arena.begin_payload("c_processes", "zombies", 150)
+    assert live.hear() == "done"
+
+    def count() -> int:
+        return sum(one.status() == psutil.STATUS_ZOMBIE for one in psutil.Process().children(recursive=True))
+
+    if not arena.control:
+        arena.until(lambda: count() < 20, 2)
+    found = count()
+    live.end(b"")
+    return Seen(found >= 100, f"{found} zombies of 150")
+
+
+@attack("C24", "cgroup.kill; pids of 0 are skipped", needs=("cgroup2", "userns"))
+def pid_zero(arena: Arena) -> Seen:
+    """The control is a cleaner that signals what cgroup.procs says, in a process namespace, where all others stand there as 0: it kills itself."""
+    if arena.control:
+        ran = arena.run("unshare", "--user", "--map-root-user", "--pid", "--fork", "--", *hostile("c_processes", "careless_killer"))
+        return Seen(ran.rc == -signal.SIGKILL, f"the careless cleaner killed its own process group ({ran.line})")
+    ran = arena.payload("c_processes", "dying", 60)
+    return Seen(ran.rc != 42, f"the cleaner is alive and tells the payload's code ({ran.line})")
+
+
+@attack("C31", "wall limit: TERM, then KILL", once=True)
+def stopped_for_ever(arena: Arena) -> Seen:
+    live = arena.begin_payload("c_processes", "forever", options=["--wall", "1s"])
+    assert live.hear() == "ready"
+    ran = live.end(seconds=2 if arena.control else 20)
+    return Seen(ran.rc is None, f"{'still there' if ran.rc is None else 'ended'} after {ran.seconds:.1f} s, the limit is 1 s ({ran.line})")
+
+
+# ---- the payload's own end ----
+
+
+@attack("C16", "kernel ignores signals to init; other uid", accepted=(SAME_ID_BARE,))
+def kill_the_parent(arena: Arena) -> Seen:
+    """Stop and kill pid 1 and the parent, then end with 42: whoever waits has to tell so."""
+    words = hostile("c_processes", "kill_parents")
+    ran = arena.run("/bin/sh", "-c", '"$@"; exit $?', "sh", *words) if arena.control else arena.run(*words, "1")
+    return Seen(ran.rc != 42, f"who waits tells {ran.rc} ({ran.line})")
+
+
+@attack("C17", "the payload is never pid 1", control="rootless")
+def own_signal(arena: Arena) -> Seen:
+    words = hostile("c_processes", "term_self")
+    ran = arena.run("unshare", "--pid", "--fork", "--", *words) if arena.control else arena.run(*words)
+    return Seen(ran.rc not in (-signal.SIGTERM, 128 + signal.SIGTERM), f"SIGTERM to itself: {ran.line}")
+
+
+@attack("C20", "init tells the payload's own end")
+def orphans_code(arena: Arena) -> Seen:
+    """The control is an init that takes the last status for the payload's."""
+    words = hostile("c_processes", "orphan_code")
+    ran = arena.run(*(hostile("c_processes", "careless_init") if arena.control else ()), *words)
+    return Seen(ran.rc != 42, f"42 came back as {ran.rc}")
+
+
+# ---- what reaches the pilot's ----
+
+
+class Canary:
+    """A process of the pilot's outside, with the nonce in its memory and in an open file."""
+
+    def __init__(self, arena: Arena) -> None:
+        top = arena.mkdir(arena.home / "cwd")
+        arena.secret(top / "secret")
+        self.live: Live = arena.accomplice("c_processes", "canary", cwd=top)
+        self.pid = self.live.process.pid
+        self.address, self.fd = map(int, (top / "where").read_text().split())
+
+    def answer(self) -> tuple[int, str]:
+        """Signals that it got, the first 32 bytes of its memory."""
+        assert self.live.process.stdin is not None
+        self.live.process.stdin.write(b"\n")
+        self.live.process.stdin.flush()
+        hits, _, text = self.live.hear().partition(" ")
+        return int(hits), text
+
+
+@attack("C10", APART, accepted=(SAME_ID_BARE,))
+def signal_everybody(arena: Arena) -> Seen:
+    """kill(-1), to the pilot's process and its group, with a signal that hurts nobody: the process counts those that it got."""
+    canary = Canary(arena)
+    ran = arena.payload("c_processes", "signal_all", canary.pid)
+    hits, _ = canary.answer()
+    return Seen(hits > 0, f"the pilot's process got {hits} signals ({ran.line})")
+
+
+@attack("C11", APART, accepted=(SAME_ID_BARE,))
+def ptrace_the_pilot(arena: Arena) -> Seen:
+    """Write into a process of the pilot's. Judged by what it says that its memory is then."""
+    canary, word = Canary(arena), secrets.token_hex(4)
+    ran = arena.payload("c_processes", "poke", canary.pid, canary.address, word)
+    _, text = canary.answer()
+    return Seen(text.startswith(word), f"memory of the pilot's process {'changed' if text.startswith(word) else 'is as it was'} ({ran.line})")
+
+
+@attack("C12", APART, accepted=(SAME_ID_BARE,))
+def memory_and_descriptors(arena: Arena) -> Seen:
+    """process_vm_readv of the pilot's process, then pidfd_getfd of its open file."""
+    canary = Canary(arena)
+    return arena.has_nonce(arena.payload("c_processes", "steal", canary.pid, canary.address, canary.fd))
 
 
 @attack("C13", "pid namespace; other uid or not dumpable", accepted=(SAME_ID_BARE,))
 def proc_of_the_pilot(arena: Arena) -> Seen:
-    """The nonce is in the victim's environment, arguments' tail, working directory and an open file."""
+    """The nonce is in the victim's working directory and an open file."""
     arena.secret(arena.mkdir(arena.home / "cwd") / "secret")
     victim = arena.accomplice("c_processes", "victim", cwd=arena.home / "cwd", wait=True)
     return arena.has_nonce(arena.payload("c_processes", "proc_files", victim.process.pid))
+
+
+@attack("C34", APART, accepted=(SAME_ID_BARE,))
+def signal_by_the_kernel(arena: Arena) -> Seen:
+    canary = Canary(arena)
+    ran = arena.payload("c_processes", "sigio", canary.pid)
+    hits, _ = canary.answer()
+    return Seen(hits > 0, f"the pilot's process got {hits} signals ({ran.line})")
+
+
+@attack("C25", "no_new_privs; nosuid; the owner has no number inside", needs=("root",))
+def setid_programs(arena: Arena) -> Seen:
+    """The node's su, and a copy of cat that is root's and set-uid in the work directory. Judged by the processes' effective ids from outside."""
+    canary = arena.work / "canary"
+    canary.write_bytes(Path("/bin/cat").read_bytes())
+    canary.chmod(0o4755)
+    live = arena.begin_payload("c_processes", "setids", "./canary", f"su {arena.caller.name} -c true")
+    said = live.hear()
+    names = {one.name() for one in psutil.Process().children(recursive=True) if one.uids().effective == 0 and one.name() in ("canary", "su")}
+    live.end(b"")
+    return Seen(bool(names), f"with root's rights: {', '.join(sorted(names)) or 'none'} ({said})")
+
+
+def listen(arena: Arena, path: Path, mode: int) -> None:
+    """Whoever connects to that socket is told the nonce."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(str(path))
+    path.chmod(mode)
+    arena.own(path)
+    arena.undo(path.unlink)
+    sock.listen(8)
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                with sock.accept()[0] as other:
+                    other.sendall(arena.nonce.encode())
+
+    threading.Thread(target=serve, daemon=True).start()
+
+
+@attack("C28", "sockets of services are not in the root", needs=("root",), accepted=(BARE_PROFILE,))
+def sockets_of_services(arena: Arena) -> Seen:
+    """A service's socket below /run that everybody may connect to."""
+    top = Path(f"/run/nodewrap-escape-{arena.nonce[:12]}")
+    top.mkdir(mode=0o755)
+    arena.undo(top.rmdir)
+    listen(arena, top / "docker.sock", 0o666)
+    return arena.has_nonce(arena.payload("c_processes", "hear", top / "docker.sock"))
+
+
+@attack("C29", "built root; environment from an allow-list", accepted=(SAME_ID_BARE,))
+def agents(arena: Arena) -> Seen:
+    """An agent's socket, where ssh-agent makes it, told in the environment too."""
+    top = Path(f"/tmp/ssh-{arena.nonce[:12]}")
+    arena.undo(lambda: top.rmdir())
+    arena.mkdir(top)
+    listen(arena, top / "agent.1", 0o600)
+    return arena.has_nonce(arena.payload("c_processes", "hear", env={"SSH_AUTH_SOCK": str(top / "agent.1")}))
+
+
+@attack("C30", "homes are empty and the run's own, or not shown", accepted=(BARE_PROFILE,))
+def start_up_files(arena: Arena) -> Seen:
+    """Write beside .bashrc where the pilot's home is, and in the payload's; a second payload, in another directory, looks into its home."""
+    name, env = f".nodewrap-escape-{arena.nonce[:12]}", {"HOME": str(arena.home)}
+    first = arena.payload("c_processes", "poison", name, arena.nonce, arena.home, env=env)
+    if (arena.home / name).exists():
+        return Seen(True, f"written into the pilot's home ({first.line})")
+    arena.work = arena.mkdir(arena.home / "another", 0o755)
+    return arena.has_nonce(arena.payload("c_processes", "poisoned", name, env=env))
+
+
+# ---- control groups ----
+
+
+def delegated(arena: Arena) -> Path:
+    """A control group that is the pilot's: this try, and so all that it starts, is in its half ``pilot``; nobody is in ``other``."""
+    mount = Path(next(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line))
+    before = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+    top = mount / f"escape-{arena.nonce[:12]}"
+    arena.undo(lambda: remove_group(top, Path(f"{mount}{before}")))
+    for path in (top, top / "pilot", top / "other"):
+        path.mkdir()
+        for one in (path, path / "cgroup.procs", path / "cgroup.subtree_control", path / "cgroup.threads"):
+            arena.own(one)
+    (top / "pilot/cgroup.procs").write_text(str(os.getpid()))
+    return top
+
+
+def remove_group(top: Path, back: Path) -> None:
+    (back / "cgroup.procs").write_text(str(os.getpid()))
+    (top / "cgroup.kill").write_text("1")
+    end = time.monotonic() + 5
+    while top.exists() and time.monotonic() < end:
+        for where, _, _ in os.walk(top, topdown=False):
+            with suppress(OSError):
+                os.rmdir(where)
+
+
+def strangers(top: Path) -> list[str]:
+    """Groups below it that we did not make."""
+    return sorted(str(Path(where).relative_to(top)) for where, _, _ in os.walk(top) if Path(where) not in (top, top / "pilot", top / "other"))
+
+
+@attack("C07", "cgroup.kill, which ends what is frozen; cgroup tree read-only or not shown", needs=("root", "cgroup2"), only=not_compat)
+def frozen_group(arena: Arena) -> Seen:
+    top = delegated(arena)
+    return held(arena, arena.payload("c_processes", "freeze", "lock", top / "pilot", top / "other"))
+
+
+@attack("C08", "cgroup tree read-only or not shown; other uid", needs=("root", "cgroup2"), accepted=(SAME_ID_BARE,))
+def another_group(arena: Arena) -> Seen:
+    """Judged by what stands in the other group's cgroup.procs while the payload lives."""
+    top = delegated(arena)
+    live = arena.begin_payload("c_processes", "move", top / "other")
+    said = live.hear()
+    moved = (top / "other/cgroup.procs").read_text().split()
+    live.end(b"")
+    return Seen(bool(moved), f"{len(moved)} processes in the pilot's other group ({said})")
+
+
+@attack("C09", "groups are removed from the bottom up", needs=("root", "cgroup2"), only=not_compat, accepted=(SAME_ID_BARE, PILOTS_GROUP))
+def crowd_of_groups(arena: Arena) -> Seen:
+    """300 groups below each group that the payload may write to. What is left at the end was not removed."""
+    top = delegated(arena)
+    ran = arena.payload("c_processes", "crowd", 100, top / "pilot", top / "other")
+    found = strangers(top)
+    return Seen(bool(found), f"{len(found)} groups left, {found[:2]} ({ran.line})")
+
+
+left_out(
+    C26="needs cron and at running: their commands are set-id programs (C25), their spools are looked at after every try (D16)",
+    C27="needs systemd with user managers and D-Bus: distribution-kernel lane; SECURITY.md says what stays open in none",
+    C32="nobody but the node's root can move its clocks, so no control may try it; a time namespace cannot be moved once it is entered",
+    C35="no control can succeed: the kernel cancels a task's writes in flight when it ends; that none outlives the run is C01 to C23",
+)
