@@ -192,6 +192,10 @@ escape: $(VENV)/.core build ## hostile payloads against every launcher, mode and
 escape-peers: $(VENV)/.core build ## the same payloads under bwrap, firejail, apptainer, sudo and a plain switch of uid, into docs/escape.md
 	$(VPY) -m tests.escape.suite --peers --table docs/escape.md $(ESCAPE_ARGS)
 
+.PHONY: escape-oracles
+escape-oracles: $(VENV)/.core build ## what unhide, stress-ng, debsums (and LTP, CDK, ... where named) say after hostile payloads (root)
+	$(VPY) -m tests.escape.oracles
+
 # CRASH_ARGS="--sample 2000", "--case 'setuid/*' --kills": see tests/crash/matrix.py
 .PHONY: crash
 crash: $(VENV)/.core build ## kill every process of a run, and fail every call, at every system call (root; hours)
