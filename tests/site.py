@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import fcntl
 import json
 import os
 import pwd
@@ -182,10 +183,17 @@ class Session:
 
 
 def sweep_dead(prefix=PREFIX, base=None):
-    for top in (base or base_directory()).glob(f"{prefix}*"):
-        pid, started = top.name[len(prefix) :].split("-")[:2]
-        if start_time(pid) != started and not (top / "keep").exists():
-            remove(top)
+    """Take back what sessions left that were killed; one sweeper at a time."""
+    base = base or base_directory()
+    lock = os.open(base, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for top in base.glob(f"{prefix}*"):
+            pid, started = top.name[len(prefix) :].split("-")[:2]
+            if start_time(pid) != started and not (top / "keep").exists():
+                remove(top)
+    finally:
+        os.close(lock)
 
 
 def remove(top):

@@ -27,14 +27,15 @@ HANG_S = 45
 #: With a payload that does not end by itself: a point that is not reached takes as long.
 STAY_S = 15
 #: launcher/kind/profile[/victim]. Kinds are those of tests/node.py and: subuid (block, userns with a range of subordinate ids), bare (log-only
-#: without a cgroup), credential (a proxy that is copied for the payload: a file on the host, where the payload's view is the host's). victim: what
-#: is killed, when it is not the run itself: the sweep of a dead run, or the next run, which sweeps too.
+#: without a cgroup), disk (map, with /tmp on disk), credential (a proxy that is copied for the payload: a file on the host, where the payload's view
+#: is the host's). victim: what is killed, when it is not the run itself: the sweep of a dead run, or the next run, which sweeps too.
 CASES = (
     *(f"setuid/{kind}/{profile}" for kind in ("static", "pool", "map", "block", "log-only") for profile in PROFILES),
-    "setuid/bare/batch", "setuid/bare/none", "setuid/credential/none",
+    "setuid/bare/batch", "setuid/bare/none", "setuid/credential/none", "setuid/disk/batch",
     *(f"userns/{kind}/{profile}" for kind in ("map", "log-only", "subuid") for profile in PROFILES),
-    "userns/credential/none",
+    "userns/credential/none", "userns/disk/batch",
     *(f"setuid/{kind}/sweep" for kind in ("static/batch", "static/none", "block/none", "log-only/batch", "bare/none", "credential/none")),
+    "setuid/disk/batch/sweep",
     *(f"userns/{kind}/sweep" for kind in ("map/batch", "log-only/none", "subuid/batch", "credential/none")),
     "setuid/static/none/next", "userns/log-only/none/next",
 )
@@ -42,10 +43,18 @@ CASES = (
 #: the samples: a profile changes what init builds, not who dies when.
 WHOLE = (
     *(f"setuid/{kind}/batch" for kind in ("static", "pool", "map", "block", "log-only", "bare")), "setuid/static/strict", "setuid/static/none",
-    "setuid/log-only/none", "setuid/credential/none", *(f"userns/{kind}/batch" for kind in ("map", "log-only", "subuid")), "userns/map/strict",
+    "setuid/log-only/none", "setuid/credential/none", "setuid/disk/batch", "userns/disk/batch",
+    *(f"userns/{kind}/batch" for kind in ("map", "log-only", "subuid")), "userns/map/strict",
     "userns/log-only/none", "userns/credential/none", *(case for case in CASES if case.count("/") > 2),
 )
-KINDS = {"subuid": "block", "bare": "log-only", "credential": "testvo"}
+KINDS = {"subuid": "block", "disk": "map", "bare": "log-only", "credential": "testvo"}
+
+
+DISK = """
+[profile.batch]
+tmpfs = { "/dev/shm" = "64MiB", "/var/tmp" = "64MiB" }
+disk = ["/tmp"]
+"""
 
 
 class Tools:
@@ -69,12 +78,16 @@ class Tools:
 
 
 class CrashNode(Node):
-    """Every kind of tests/node.py, and one more for those with a proxy of testvo."""
+    """Every kind of tests/node.py, and one more for those with a proxy of testvo. disk: profile batch has /tmp on disk."""
+
+    def __init__(self, site, disk):
+        self.disk = disk
+        super().__init__(site)
 
     def policy_text(self, kinds=None, assurance="declared"):
         account = self.site.accounts.get("user1")
         identity = f'{{ mode = "switch", account = "{account.name}", lease = "exclusive" }}' if self.privileged else '{ mode = "log-only" }'
-        return super().policy_text(kinds, assurance) + RULE.format(kind="testvo", identity=identity)
+        return super().policy_text(kinds, assurance) + RULE.format(kind="testvo", identity=identity) + DISK * self.disk
 
 
 @dataclass
@@ -101,12 +114,18 @@ class Case:
         self.name, self.session, self.tools = name, session, tools
         self.launcher, self.kind, self.profile, self.victim = (*name.split("/"), "run")[:4]
         self.site = session.site(self.launcher)
-        self.node = CrashNode(self.site)
+        self.node = CrashNode(self.site, self.kind == "disk")
         self.pilot = self.site.pilot
         self.work = session.top / "work"
         self.libexec = self.site.prefix / "libexec/nodewrap"
         self.uids = self.node.uids() | {self.pilot.uid}
-        self.node.open_guard(ca_dir=str(tools.pki.ca_dir), voms_dir=str(tools.pki.voms_dir))
+        self.scratch = self.site.prefix / "scratch"
+        if self.kind == "disk" and not self.scratch.exists():
+            self.scratch.mkdir(mode=0o711)
+            if self.launcher == "userns":
+                os.chown(self.scratch, self.pilot.uid, self.pilot.gid)
+        disk = str(self.scratch) if self.kind == "disk" else None
+        self.node.open_guard(ca_dir=str(tools.pki.ca_dir), voms_dir=str(tools.pki.voms_dir), tmp_dir=disk)
         if self.kind == "bare":
             self.site.guard(cgroup=None)
         elif "cgroup" in self.site.first_guard:

@@ -92,6 +92,7 @@ class Judge:
         found += [f"id {path.name} held" for path in (case.site.state / "ids").glob("*") if self._held(path)]
         mounts = Path("/proc/self/mountinfo").read_text(errors="replace").splitlines()  # anybody's, with any bytes
         found += [f"mount {line}" for line in mounts if f" {case.session.top}/" in line]
+        found += [f"disk {path}" for path in case.scratch.glob("*")]
         found += [f"file {path}" for path in case.in_tmp("x509up_u*.glexec.*", case.owns)]
         return found + self._outlived()
 

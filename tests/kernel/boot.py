@@ -132,15 +132,16 @@ def boot(command: list[str], seconds: int, kvm: bool) -> int:
     return int(said) if said.isdigit() else 125
 
 
-def tests(words: list[str], seconds: int, kvm: bool) -> int:
-    """pytest with these words, on installations that were made here, where that takes seconds and not minutes."""
+def tests(words: list[str], seconds: int, kvm: bool, escape: bool) -> int:
+    """pytest, or the escape suite, with these words, on installations that were made here, where that takes seconds and not minutes."""
     session = Session()
     try:
         for launcher in ("setuid", "userns"):
             session.site(launcher)
         ready = session.top / "session"
         ready.write_bytes(pickle.dumps(session))
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
+        suite = ["tests.escape.suite", "--session", str(ready)]
+        command = [sys.executable, "-m", *(suite if escape else ["pytest", "-p", "no:cacheprovider"]), *words]
         return boot(["env", f"NODEWRAP_TEST_SESSION={ready}", *command], seconds, kvm)
     finally:
         session.close()
@@ -150,6 +151,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.kernel.boot", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=int, default=1200)
     parser.add_argument("--kvm", action="store_true", help="not emulated: many times faster, where /dev/kvm works")
+    parser.add_argument("--escape", action="store_true", help="the words are the escape suite's (tests/escape/suite.py), and not pytest's")
     parser.add_argument("--run", action="store_true", help="the words are a command, and not pytest's")
     parser.add_argument("words", nargs="+", help="what pytest gets: files, options (after --)")
     arguments = parser.parse_args()
@@ -157,7 +159,9 @@ def main() -> int:
     if why:
         print(f"test-kernel: left out: {why}", file=sys.stderr)
         return 1 if os.environ.get("NODEWRAP_MUST_WORK", "0") not in ("", "0") else 0
-    return (boot if arguments.run else tests)(arguments.words, arguments.seconds, arguments.kvm)
+    if arguments.run:
+        return boot(arguments.words, arguments.seconds, arguments.kvm)
+    return tests(arguments.words, arguments.seconds, arguments.kvm, arguments.escape)
 
 
 if __name__ == "__main__":
