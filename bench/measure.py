@@ -22,12 +22,13 @@ MOUNTS_AT = "/mnt"
 
 
 class Times(NamedTuple):
-    """us: sorted microseconds of the good starts."""
+    """us: sorted microseconds of the good starts. rounds: the same in the order of the rounds."""
 
     case: Case
     us: list[float]
     failed: int
     busy: int
+    rounds: tuple[float, ...] = ()
 
     def at(self, share: float) -> float:
         return self.us[round(share * (len(self.us) - 1))] / 1000 if self.us else float("nan")
@@ -54,7 +55,7 @@ def starts(node: Node, cases: list[Case], runs: int, mounts: int = 0) -> list[Ti
     times = []
     for case, line in zip(cases, done.stdout.splitlines()):
         _, failed, busy, *us = line.split("\t")
-        times.append(Times(case, sorted(map(float, us)), int(failed), int(busy)))
+        times.append(Times(case, sorted(map(float, us)), int(failed), int(busy), tuple(map(float, us))))
     return times
 
 

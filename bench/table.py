@@ -29,13 +29,15 @@ def _start(one: Times, bare: float) -> tuple[str, ...]:
 
 
 def of_containers(costs: list[Cost]) -> list[str]:
-    head = ("", "ms", "Apptainer's own", "nodewrap's start", "backend's", "promised", "")
+    """unsettled: the promise lies between the bounds of what was measured; more rounds, or an idle machine, would tell."""
+    head = ("", "ms", "Apptainer's own", "nodewrap's start", "backend's", "95 % within", "promised", "")
     return _columns([head, *(_container(one) for one in costs)])
 
 
 def _container(one: Cost) -> tuple[str, ...]:
-    ms = [f"{value:.1f}" for value in (one.contained, one.direct, one.own, one.backend)]
-    return (one.launcher, *ms, f"{BACKEND:g}", kept(one.backend, BACKEND))
+    ms, (low, high) = [f"{value:.1f}" for value in (one.contained, one.direct, one.own, one.backend)], one.bounds
+    judged = "unsettled" if low <= BACKEND < high else kept(high, BACKEND)
+    return (one.launcher, *ms, f"{low:+.1f}…{high:+.1f}", f"{BACKEND:g}", judged)
 
 
 def of_flows(flows: list[Flow]) -> list[str]:
