@@ -107,7 +107,8 @@ def _listeners(ids: Ids) -> Counter[str]:
 
 
 def _groups() -> Counter[str]:
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line]
+    lines = Path("/proc/self/mountinfo").read_text(errors="backslashreplace").splitlines()
+    mounts = [line.split()[4] for line in lines if " - cgroup2 " in line]
     found: Counter[str] = Counter()
     for top in mounts[:1]:
         for where, names, _ in os.walk(top):

@@ -89,6 +89,8 @@ NESTED_NAMESPACES = Accepted("nested-namespaces", lambda at: at.profile in ("bat
 SAME_ID_BARE = Accepted("same-id-none", lambda at: at.profile == "none" and at.is_pilots_id)
 SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and (at.is_pilots_id or at.launcher == "userns"))
 PILOTS_GROUP = Accepted("pilots-group", lambda at: at.profile in ("batch", "compat") and at.launcher == "userns" and at.is_pilots_id)
+SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
+BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
 
 
 class Row(NamedTuple):

@@ -61,11 +61,11 @@ class OwnSite:
     """directory: of all of it, the pilot's. Needs the installation of arena.wrapper: not for controls. guard: further or changed lines of its guard,
     "" takes one out. Raises NotRunError when the policy is refused."""
 
-    def __init__(self, arena: Arena, policy: str | None = None, trust: tuple[Path, Path] | None = None, **guard: str) -> None:
+    def __init__(self, arena: Arena, trust: tuple[Path, Path] | None = None, directory: str = "site", **guard: str) -> None:
         at = arena.wrapper.configuration
         assert at is not None
         self.arena, self.files = arena, 0
-        self.directory = arena.mkdir(arena.home / "site", 0o755)
+        self.directory = arena.mkdir(arena.home / directory, 0o755)
         for name in ("policy", "state", "state/leases"):
             arena.mkdir(self.directory / name, 0o700)
         known = parse_guard(Path(at.guard).read_bytes())
@@ -76,7 +76,7 @@ class OwnSite:
             "allow": "log-only strict none",
         }
         self.guard(**guard)
-        if problems := self.apply(policy or self.text()):
+        if problems := self.apply(self.text()):
             raise NotRunError(f"the policy of the attack: {problems[0]}")
         binary = at.binary
         self.wrapper = Wrapper(f"{arena.wrapper.name} (own site)", lambda words, _, options: [binary, "run", *options, "--", *words], status=True)
@@ -89,7 +89,7 @@ class OwnSite:
     def guard_file(self) -> Path:
         return self.directory / "guard"
 
-    def text(self, more: str = "", assurance: str = "declared", when: str = "") -> str:
+    def text(self, more: str = "", assurance: str = "none", when: str = "") -> str:
         """A policy that lets everybody in whom more (tables of TOML) does not keep out."""
         return POLICY.format(uid=self.arena.caller.uid, more=more, assurance=assurance, when=when)
 

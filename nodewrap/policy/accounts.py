@@ -45,18 +45,19 @@ def _refuse_ids(name: str, uid: int, groups: list[int]) -> None:
         raise AccountError(f"account {name!r} has uid {uid}, which is not a user's ({FIRST_ID} and up, not 65534); next: use another account")
     for gid in groups:
         if not FIRST_ID <= gid <= LAST_ID or gid == 65534:
-            raise AccountError(f"account {name!r} is in group {_group(gid)}, a system group; next: take it out, or use another account")
+            raise AccountError(f"account {name!r} is in group {group_name(gid)}, a system group; next: take it out, or use another account")
 
 
 def _refuse_groups(name: str, groups: list[int]) -> None:
     if len(groups) > MOST_GROUPS:
         raise AccountError(f"account {name!r} is in {len(groups)} groups, the launcher takes {MOST_GROUPS}; next: take it out of some")
     for gid in groups:
-        if _group(gid) in POWERFUL:
-            raise AccountError(f"account {name!r} is in group {_group(gid)}, which gives more than a user has; next: take it out")
+        if group_name(gid) in POWERFUL:
+            raise AccountError(f"account {name!r} is in group {group_name(gid)}, which gives more than a user has; next: take it out")
 
 
-def _group(gid: int) -> str:
+def group_name(gid: int) -> str:
+    """Of that number; the number itself where it has none."""
     try:
         return grp.getgrgid(gid).gr_name
     except KeyError:

@@ -352,17 +352,24 @@ class _Compiler:
         for name in wanted:
             if path[0] == "rule" and name in self.owner:
                 self.report(path, "NW-POLICY-ACCOUNT", f"account {name!r} is in a pool; next: use the pool, or another account")
-            if self._is_caller(name):
-                self.report(path, "NW-POLICY-ACCOUNT", f"account {name!r} is a [[caller]], and a payload must not call; next: use another account")
+            known: Table = {"uid": -1, "groups": []}
             try:
-                found.append(self.lookup(name))
+                known = self.lookup(name)
+                found.append(known)
             except accounts.AccountError as error:
                 self.report(path, "NW-POLICY-ACCOUNT", str(error))
+            if self._is_caller(name, known):
+                self.report(path, "NW-POLICY-ACCOUNT", f"account {name!r} is a [[caller]], and a payload must not call; next: use another account")
         return found
 
-    def _is_caller(self, name: str) -> bool:
-        globs = [glob for table in self.document.get("caller", []) for glob in table.get("account", [])]
-        return any(names.glob(glob.split("*"), name) for glob in globs)
+    def _is_caller(self, name: str, known: Table) -> bool:
+        """By its name, its uid or a group of its own."""
+        groups = [accounts.group_name(gid) for gid in known["groups"]]
+        return any(
+            any(names.glob(glob.split("*"), name) for glob in table.get("account", [])) or any(group in groups for group in table.get("group", []))
+            or any(int(first) <= known["uid"] <= int(last or first) for first, _, last in (text.partition("-") for text in table.get("uid", [])))
+            for table in self.document.get("caller", [])
+        )
 
     # --- bans ---
 

@@ -8,7 +8,7 @@ import pytest
 
 from nodewrap.policy import accounts, source
 from tests.need import need
-from tests.policy_tools import CALLER, SITE, compiled
+from tests.policy_tools import CALLER, SITE, compiled, lookup
 
 RULE = '[[rule]]\nname = "r"\nwhen = { vo = "atlas" }\nidentity = { mode = "map" }\nprofile = "strict"\n'
 SIZES = 'next: write a number with a unit (B, KiB, MiB, GiB, TiB), such as "4GiB"'
@@ -105,6 +105,9 @@ CORPUS = {
         [f"{M}:10: NW-POLICY-ACCOUNT account 'usr02' is already in a pool ({M}:8), and a lease is for one run; next: keep one"]),
     "caller as target": (
         SITE + '[[caller]]\naccount = ["usr*"]\n' + RULE.replace('"map"', '"switch", account = "usr01"'),
+        [f"{M}:10: NW-POLICY-ACCOUNT account 'usr01' is a [[caller]], and a payload must not call; next: use another account"]),
+    "caller by its uid as target": (
+        SITE + '[[caller]]\nuid = "20000-20001"\n' + RULE.replace('"map"', '"switch", account = "usr01"'),
         [f"{M}:10: NW-POLICY-ACCOUNT account 'usr01' is a [[caller]], and a payload must not call; next: use another account"]),
     "empty pool": (
         BASE + '[pool.a]\nprefix = "nwnosuchprefix"\n',
@@ -304,3 +307,10 @@ def test_account_in_more_groups_than_the_launcher_takes_is_refused():
 def test_range_keeps_its_width():
     assert accounts.expand("wn[008-011].x") == ["wn008.x", "wn009.x", "wn010.x", "wn011.x"]
     assert accounts.expand("plain") == ["plain"]
+
+
+def test_account_in_a_callers_group_is_no_target(tmp_path):
+    text = SITE + '[[caller]]\ngroup = "root"\n' + RULE.replace('"map"', '"switch", account = "usr01"')
+    for gid, wanted in ((0, 1), (20001, 0)):
+        _, problems = compiled(tmp_path, text, find=lambda name, gid=gid: {**lookup(name), "groups": [gid]})
+        assert len([line for line in problems if "is a [[caller]]" in line]) == wanted
