@@ -50,6 +50,8 @@ def _child(uid: int, gid: int, work: Callable[[], Any], writer: int) -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+        if (os.getresuid(), os.getresgid()) != ((uid,) * 3, (gid,) * 3):  # an inherited filter said that it was done: work() would be root's
+            raise PermissionError(f"not uid {uid} and gid {gid} after all")
         said = json.dumps(work()).encode()
         while said:
             said = said[os.write(writer, said):]

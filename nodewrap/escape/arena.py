@@ -190,10 +190,10 @@ class Arena:
 
     def begin(
         self, *command: str, env: Mapping[str, str] | None = None, options: Sequence[str] = (), fds: Sequence[int] = (), as_is: bool = False,
-        **popen: Any,
+        before: Sequence[str] = (), **popen: Any,
     ) -> Live:
         """Start a command through the wrapper, as the caller. options: of ``nodewrap run`` (other wrappers take none). as_is: command is the whole
-        argv, nothing is put before it. popen: of subprocess.Popen."""
+        argv, nothing is put before it. before: what executes that argv, its last words, in the caller's place. popen: of subprocess.Popen."""
         reader = writer = -1
         if self.wrapper.status and not as_is:
             reader, writer = os.pipe()
@@ -203,7 +203,7 @@ class Arena:
         more = {**pipes, "cwd": str(self.work), "start_new_session": True, **self._ids(), **popen}
         passed = [fd for fd in (*fds, writer) if fd >= 0]
         try:
-            process = subprocess.Popen(argv, env=self.environment(env), pass_fds=passed, **more)
+            process = subprocess.Popen([*before, *argv], env=self.environment(env), pass_fds=passed, **more)
         finally:
             if writer >= 0:
                 os.close(writer)

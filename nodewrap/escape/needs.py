@@ -19,6 +19,11 @@ def _tool(name: str) -> Callable[[], bool]:
     return lambda: shutil.which(name) is not None
 
 
+def _core_is_a_file() -> bool:
+    """Dumps are written into the working directory."""
+    return Path("/proc/sys/kernel/core_pattern").read_text()[:1] not in "|/"
+
+
 #: {name: (condition, what is missing)}
 CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "tiocsti": (_sysctl("dev.tty.legacy_tiocsti", "1"), "dev.tty.legacy_tiocsti = 1: this kernel refuses TIOCSTI to everybody"),
@@ -27,6 +32,8 @@ CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "gcc": (_tool("cc"), "a C compiler"),
     "cgroup2": (lambda: " - cgroup2 " in Path("/proc/self/mountinfo").read_text(), "a mounted cgroup v2"),
     "apptainer": (_tool("apptainer"), "apptainer"),
+    "openssl": (_tool("openssl"), "the openssl command"),
+    "core": (_core_is_a_file, "kernel.core_pattern without a path or a program: core dumps go elsewhere here"),
 }
 
 
