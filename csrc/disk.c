@@ -1,5 +1,5 @@
 /* Private directories on disk (profile line "disk"): a directory of the run below the guard's tmp-dir, which nobody but its owner may pass, and in
- * it one for each place, where anybody may write who sees it: the payload. Named in the lease before it is made. */
+ * it one for each place, the payload's own. Named in the lease before it is made. */
 #include "run.h"
 
 /* Only the name, and whether there is a place for it: the lease is first. */
@@ -24,14 +24,19 @@ static int open_run(struct nw_run *r, bool make, int *top, struct nw_err *e) {
 	return fd;
 }
 
+/* Nobody else may make anything there, by a descriptor that the payload gave away: nobody could remove it. A payload that is many ids, or one that
+ * we cannot give it to, writes there as anybody. */
 int nwp_disk_make(struct nw_run *r, struct nw_err *e) {
+	bool root = r->launcher->privileged;
+	mode_t mode = r->id.block == 1 && (root || r->id.uid == geteuid()) ? 01700 : 01777;
 	char name[16];
 	int top, dir = r->disk[0] ? open_run(r, true, &top, e) : -1, bad = 0;
 	if (dir < 0) return r->disk[0] ? (nwp_close(&top), -1) : 0;
 	for (int i = 0; !bad && i < r->profile.n; i++) {
 		if (r->profile.op[i].kind != NW_DISK) continue;
 		snprintf(name, sizeof name, "%d", i);
-		bad = mkdirat(dir, name, 01777) || fchmodat(dir, name, 01777, 0); /* whatever the umask */
+		bad = mkdirat(dir, name, 0700) || (root && fchownat(dir, name, r->id.uid, r->id.gid, AT_SYMLINK_NOFOLLOW)) ||
+		      fchmodat(dir, name, mode, 0);
 	}
 	if (bad) nw_fail(e, NW_INTERNAL, "NW-TMP-DIR", "%s: %s", r->disk, strerror(errno));
 	close(dir);
@@ -39,23 +44,25 @@ int nwp_disk_make(struct nw_run *r, struct nw_err *e) {
 	return bad;
 }
 
-/* First what the payload made, with its rights (I8). What is left then is ours, places on which something was mounted among it: with our own. */
+/* First what the payload made, with its rights (I8). What is left then is ours, places on which something was mounted: with our own, and the places. */
 static void __attribute__((noreturn)) clear(struct nw_run *r, int dir, bool own, pid_t us, int out) {
 	const struct nw_identity *id = &r->id;
 	bool in = r->userns >= 0;
-	uid_t first = own ? geteuid() : in ? id->inside_uid : id->first, last = own || in ? first : id->first + id->block - 1;
+	uid_t first = own ? geteuid() : 0, last = own ? first : (uid_t)-1; /* whoever's, in a directory of the payload's */
 	struct nw_tally t = { 0 };
 	int place[NW_OPS], n = 0;
-	DIR *d = own ? NULL : nwp_list(dir);
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || (!own && !d)) _exit(1); /* it has the lease's lock */
-	for (struct dirent *x; d && n < NW_OPS && (x = readdir(d));)
+	DIR *d = nwp_list(dir);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || !d) _exit(1); /* it has the lease's lock */
+	for (struct dirent *x; n < NW_OPS && (x = readdir(d));)
 		if (x->d_name[0] != '.' && (place[n++] = openat(dir, x->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) _exit(2);
-	if (own) place[n++] = dir;
 	if (!own && in && setns(r->userns, CLONE_NEWUSER)) _exit(3);
 	if (!own && r->launcher->privileged && nwp_keep_chown(id->uid, id->gid, 0)) _exit(4);
 	if (!own && !r->launcher->privileged && nwp_become(in ? id->inside_uid : id->uid, in ? id->inside_gid : id->gid, true)) _exit(4);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(5); /* a change of ids took it away */
 	for (int i = 0; i < n; i++) nwp_remove_owned(place[i], first, last, NULL, &t);
+	if (own) rewinddir(d);
+	for (struct dirent *x; own && (x = readdir(d));)
+		if (x->d_name[0] != '.') unlinkat(dir, x->d_name, AT_REMOVEDIR); /* if not, the run's directory tells */
 	_exit(nwp_write_all(out, &t, sizeof t) != 0);
 }
 
@@ -73,10 +80,12 @@ static int clear_as(struct nw_run *r, int dir, bool own) {
 
 /* Only after the last process is gone. -1: cut short, to be done again. What could not be removed is told. */
 int nwp_disk_remove(struct nw_run *r) {
+	struct nw_tally was = r->tally;
 	struct nw_err e = { 0 };
 	int top = -1, dir = r->disk[0] ? open_run(r, false, &top, &e) : -1, bad = e.exit ? -1 : 0;
 	if (dir >= 0) bad = clear_as(r, dir, false) | clear_as(r, dir, true);
-	if (dir >= 0 && !bad && unlinkat(top, r->run, AT_REMOVEDIR) && r->tally.left == 0) bad = -1;
+	if (dir >= 0 && !bad && unlinkat(top, r->run, AT_REMOVEDIR) == 0) r->tally = was; /* what the first of the two left, the second did not */
+	else if (dir >= 0 && !bad && r->tally.left == was.left) bad = -1;
 	if (bad) snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%.250s", r->disk), r->tally.left++;
 	nwp_close(&dir);
 	nwp_close(&top);

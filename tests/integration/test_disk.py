@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import alive, until
+from tests.node import alive, delegated_ids, until
 
 PROFILES = """
 [profile.strict]
@@ -74,7 +75,8 @@ def test_tmp_is_a_private_directory_on_disk_and_gone_with_the_run(case):
     for profile in ("strict", "batch"):
         found = node.python(kind, LOOK, profile=profile)
         assert "tmpfs" not in found["kind"]
-        assert (found["empty"], found["mode"]) == ([[], []], ["0o1777", "0o1777"])
+        several = kind == "block" or (not node.privileged and kind == "map" and delegated_ids(node.pilot.name))  # or one that the launcher is not
+        assert (found["empty"], found["mode"]) == ([[], []], ["0o1777" if several else "0o1700"] * 2)
         assert found["owner"] == found["uid"]
         assert {"nosuid", "nodev"} <= set(found["flags"][0].split(","))
         assert list(place.iterdir()) == []
@@ -113,6 +115,53 @@ def test_nobody_else_may_pass_while_the_payload_runs(setuid_node):
         assert seen.out == b""
         live.process.send_signal(signal.SIGTERM)
         live.end()
+
+
+def other_makes(place, uid, *made):
+    """What comes of it when somebody else, who was given a descriptor of the directory, makes these there: True or the error's name, for each."""
+    directory = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    code = ("import errno, json, os, sys\nfound = []\nfor name in sys.argv[2:]:\n try:\n"
+            "  os.mkdir(name.rstrip('/'), 0o700, dir_fd=int(sys.argv[1])) if name[-1] == '/' else "
+            "os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=int(sys.argv[1])))\n  found.append(True)\n"
+            " except OSError as wrong:\n  found.append(errno.errorcode[wrong.errno])\nprint(json.dumps(found))")
+    try:
+        argv = ["/usr/bin/python3", "-I", "-c", code, str(directory), *made]
+        ran = subprocess.run(argv, pass_fds=[directory], user=uid, group=uid, extra_groups=[], capture_output=True, check=True)
+        return json.loads(ran.stdout)
+    finally:
+        os.close(directory)
+
+
+@pytest.mark.parametrize("kind", ["static", "pool", "map", "log-only"])
+def test_others_make_nothing_there_whatever_descriptor_they_were_given(setuid_node, session, kind):
+    for node, _, place in on_disk(setuid_node, kind):
+        live = node.start(kind, "/bin/sh", "-c", "echo ready; sleep 60")
+        assert live.process.stdout.readline() == b"ready\n"
+        (run,) = place.iterdir()
+        for path in run.iterdir():
+            assert other_makes(path, session.accounts["outsider"].uid, "file", "directory/") == ["EACCES", "EACCES"]
+        live.process.send_signal(signal.SIGTERM)
+        live.end()
+        assert list(place.iterdir()) == []
+
+
+def test_what_others_make_where_the_payload_lets_them_goes_as_far_as_its_rights_go_and_the_rest_is_on_record(setuid_node, session):
+    outsider = session.accounts["outsider"].uid
+    for node, _, place in on_disk(setuid_node, "pool"):
+        for deep in (False, True):
+            live = node.start("pool", "/bin/sh", "-c", "mkdir /tmp/open; chmod 777 /tmp /tmp/open; echo ready; sleep 60")
+            assert live.process.stdout.readline() == b"ready\n"
+            (run,) = place.iterdir()
+            (tmp,) = [path.parent for path in run.glob("*/open")]
+            made = ["file", "directory/", "open/file", "open/directory/"] + ["directory/in"] * deep
+            assert other_makes(tmp, outsider, *made) == [True] * len(made)
+            before = node.site.audit_size()
+            live.process.send_signal(signal.SIGTERM)
+            live.end()
+            (record,) = [record for record in node.site.records(before) if record["event"]["action"] == "cleanup"]
+            assert node.site.leases() == []
+            assert [path.name for path in run.glob("*/*")] == ["directory"] * deep
+            assert ("directory" in str(record)) is deep, record
 
 
 def abandon(node, kind):
