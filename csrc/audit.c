@@ -76,7 +76,8 @@ static void put_isolation(struct nw_json *j, struct nw_run *r) {
 		if (r->profile.namespaces & 1u << i) on[n++] = kind[i];
 	if (r->userns >= 0 || r->decision.mode == NW_MAP) on[n++] = "user";
 	nw_json_strings(j, "nodewrap.isolation.namespaces", on, n);
-	nw_json_string(j, "nodewrap.isolation.network", r->address ? "private" : r->profile.namespaces & NW_NS_NET ? "none" : "host");
+	const char *private = r->launcher->privileged ? "private" : "pasta";
+	nw_json_string(j, "nodewrap.isolation.network", r->address ? private : r->profile.namespaces & NW_NS_NET ? "none" : "host");
 	nw_json_bool(j, "nodewrap.isolation.seccomp", r->profile.seccomp[0]);
 	nw_json_bool(j, "nodewrap.isolation.own_cgroup", r->cgroup[0]);
 	if (r->terminal) nw_json_bool(j, "nodewrap.isolation.own_terminal", true);

@@ -109,6 +109,7 @@ static void end_init(struct nw_run *r, uint64_t deadline) {
 	if (poll(&p, 1, PATIENCE_MS) == 1 && wait4(r->init, &status, 0, &r->usage) == r->init)
 		r->init = 0; /* an init is reaped only after all of its namespace (pid_namespaces(7)) */
 	else r->left = 1;
+	nwp_network_end(r); /* it may be a child of ours that tells */
 	orphans = kill_children(r, deadline);
 	if (!(r->profile.namespaces & NW_NS_PID)) r->killed += orphans;
 }

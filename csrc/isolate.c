@@ -237,7 +237,8 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	int bad;
 	if (r->profile.seccomp[0] && nwp_policy_file(r, r->profile.seccomp, &filter, &len, e)) return -1;
 	if (prctl(PR_SET_CHILD_SUBREAPER, 1)) return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
-	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || nwp_container(r, e) || clone_init(r, filter, len, e);
+	bad = landlock_check(r, e) || nwp_network(r, e) || make_cgroup(r, e) || nwp_hold_limits(r, e) || nwp_container(r, e) ||
+	      clone_init(r, filter, len, e) || nwp_network(r, e);
 	free(filter);
 	nwp_forget_files(r);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));

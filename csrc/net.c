@@ -1,5 +1,6 @@
 /* Private networks (docs/network.md): "nodewrap netd" keeps namespaces that are ready; here one is asked for, and its address checked. What is
- * in it, a link and its rules, belongs to the namespace and ends with it: there is nothing to undo. */
+ * in it, a link and its rules, belongs to the namespace and ends with it: there is nothing to undo. Without privilege a child of ours makes
+ * one of init's own namespace. */
 #include "run.h"
 
 #include <arpa/inet.h>
@@ -16,21 +17,67 @@ static int cannot(struct nw_run *r, struct nw_err *e, const char *why) {
 }
 
 /* Nobody waits longer than this: netd may be stopped, and its queue of connections full (unix(7): connect obeys SO_SNDTIMEO). */
+static int patient(const struct nw_run *r, int s) {
+	struct timeval t = { (time_t)(r->guard.deadline_ms / 1000), (suseconds_t)(r->guard.deadline_ms % 1000 * 1000) };
+	return setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) || setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t) ? -1 : 0;
+}
+
 static int reach(struct nw_run *r) {
-	struct timeval patience = { (time_t)(r->guard.deadline_ms / 1000), (suseconds_t)(r->guard.deadline_ms % 1000 * 1000) };
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	struct ucred peer;
 	socklen_t size = sizeof peer;
 	int s = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
 	bool bad = s < 0 || snprintf(a.sun_path, sizeof a.sun_path, "%s", r->guard.netd) >= (int)sizeof a.sun_path ||
-		   setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience) || setsockopt(s, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience) ||
-		   connect(s, (struct sockaddr *)&a, sizeof a) || getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &size);
+		   patient(r, s) || connect(s, (struct sockaddr *)&a, sizeof a) || getsockopt(s, SOL_SOCKET, SO_PEERCRED, &peer, &size);
 	if (!bad && peer.uid != 0) bad = true, errno = EPERM;
 	if (bad) nwp_close(&s);
 	return s;
 }
 
-static int receive(int s, struct given *g) {
+/* nodewrap/netrun.py: with nothing of the pilot's, and not in its session. Ends with us. */
+static void __attribute__((noreturn)) become_maker(struct nw_run *r, pid_t us, int sock, int netns) {
+	char *argv[] = { (char *)(uintptr_t)r->guard.python, (char *)"-I", (char *)"-S", (char *)"-B", (char *)(uintptr_t)r->guard.script, (char *)"net",
+		(char *)(uintptr_t)r->guard_path, NULL };
+	char *env[] = { (char *)"PATH=/usr/bin:/bin", (char *)"LC_ALL=C.UTF-8", NULL };
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC), fd[] = { null, null, null, sock, r->userns, netns };
+	struct sigaction dfl = { .sa_handler = SIG_DFL };
+	sigset_t none;
+	sigemptyset(&none);
+	for (int i = 0; i < 6; i++) fd[i] = fcntl(fd[i], F_DUPFD_CLOEXEC, 10);
+	for (int i = 0; i < 6; i++)
+		if (fd[i] < 0 || dup2(fd[i], i) != i) _exit(1);
+	if (close_range(6, ~0u, 0) || setsid() < 0) _exit(1);
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(1);
+	if (sigaction(SIGPIPE, &dfl, NULL) || sigaction(SIGXFSZ, &dfl, NULL) || sigprocmask(SIG_SETMASK, &none, NULL)) _exit(1);
+	execve(argv[0], argv, env);
+	_exit(1);
+}
+
+static int trusted(const struct nw_run *r, struct nw_err *e) {
+	const char *const must[] = { r->guard.python, r->guard.script };
+	for (int i = 0; i < 2; i++) {
+		int fd = nwp_open_trusted(must[i], nwp_trusted_owner(r), O_PATH, e);
+		if (fd < 0) return -1;
+		close(fd);
+	}
+	return 0;
+}
+
+static int spawn(struct nw_run *r, pid_t *maker) {
+	char path[64];
+	pid_t us = getpid();
+	int pair[2] = { -1, -1 }, netns;
+	snprintf(path, sizeof path, "/proc/%d/ns/net", (int)r->init);
+	netns = open(path, O_RDONLY | O_CLOEXEC);
+	if (netns >= 0 && socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0 && patient(r, pair[0]) == 0) *maker = fork();
+	if (*maker == 0 && pair[0] >= 0) become_maker(r, us, pair[1], netns);
+	nwp_close(&netns);
+	nwp_close(&pair[1]);
+	if (*maker < 0) nwp_close(&pair[0]);
+	return pair[0];
+}
+
+static int receive(int s, const char *who, struct given *g) {
 	union {
 		char b[CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
@@ -43,7 +90,7 @@ static int receive(int s, struct given *g) {
 	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) memcpy(&fd, CMSG_DATA(c), sizeof fd);
 	g->text[sizeof g->text - 1] = 0;
 	if (n == (ssize_t)sizeof *g) return fd;
-	snprintf(g->text, sizeof g->text, "netd %s", n < 0 && errno == EAGAIN ? "does not answer" : "hung up");
+	snprintf(g->text, sizeof g->text, "%s %s", who, n < 0 && errno == EAGAIN ? "does not answer" : "hung up");
 	nwp_close(&fd);
 	return -1;
 }
@@ -52,32 +99,40 @@ static int receive(int s, struct given *g) {
 void nwp_network_end(struct nw_run *r) {
 	struct pollfd p = { r->netd, POLLIN, 0 };
 	ssize_t n = -1;
-	if (r->netd >= 0 && send(r->netd, "", 1, MSG_NOSIGNAL) == 1 && poll(&p, 1, 1000) == 1) n = recv(r->netd, r->remote, sizeof r->remote, MSG_DONTWAIT);
+	if (r->netd < 0) return;
+	if (send(r->netd, "", 1, MSG_NOSIGNAL) == 1 && poll(&p, 1, 1000) == 1) n = recv(r->netd, r->remote, sizeof r->remote, MSG_DONTWAIT);
 	for (r->remotes = 0; (r->remotes + 1) * (ssize_t)sizeof *r->remote <= n; r->remotes++) r->remote[r->remotes][sizeof *r->remote - 1] = 0;
 	nwp_close(&r->netd);
 }
 
-/* Before init, which enters it. The connection stays: its end, whatever ends us, is the end of the run for netd. */
+/* Before init, which enters it; without privilege after init, whose it is. The connection stays: its end, whatever ends us, is the end of the run
+ * for the other side. */
 int nwp_network(struct nw_run *r, struct nw_err *e) {
+	bool own = !r->launcher->privileged;
+	const char *who = own ? "netrun" : "netd";
 	struct given g = { 0 };
+	pid_t maker = -1;
 	void *rules;
 	size_t len;
-	if (!r->profile.network[0]) return 0;
-	if (!r->launcher->privileged) return cannot(r, e, "it takes a privileged launcher");
-	if (!r->guard.netmask || !r->guard.netd[0]) return cannot(r, e, "the guard has no lines \"network\" and \"netd\"");
-	if (nwp_policy_file(r, r->profile.network, &rules, &len, e)) return -1;
+	if (!r->profile.network[0] || own != (r->init > 0)) return 0;
+	if (!r->guard.netmask || !(own || r->guard.netd[0]))
+		return cannot(r, e, own ? "the guard has no line \"network\"" : "the guard has no lines \"network\" and \"netd\"");
+	if (own && !(r->profile.namespaces & NW_NS_PID)) return cannot(r, e, "without a namespace of processes the payload could end what makes it");
+	if ((own && trusted(r, e)) || nwp_policy_file(r, r->profile.network, &rules, &len, e)) return -1;
 	struct iovec part[] = { { &r->caller.uid, sizeof r->caller.uid }, { rules, len } };
 	struct msghdr m = { .msg_iov = part, .msg_iovlen = 2 };
-	if ((r->netd = reach(r)) < 0 || sendmsg(r->netd, &m, MSG_NOSIGNAL) != (ssize_t)(sizeof r->caller.uid + len))
-		snprintf(g.text, sizeof g.text, "%.150s: %s; start \"nodewrap netd\"", r->guard.netd, strerror(errno));
-	else r->netns = receive(r->netd, &g);
+	r->netd = own ? spawn(r, &maker) : reach(r);
+	if (r->netd < 0 || sendmsg(r->netd, &m, MSG_NOSIGNAL) != (ssize_t)(sizeof r->caller.uid + len))
+		snprintf(g.text, sizeof g.text, "%.150s: %s%s", own ? who : r->guard.netd, strerror(errno), own ? "" : "; start \"nodewrap netd\"");
+	else r->netns = receive(r->netd, who, &g);
 	free(rules);
 	r->address = ntohl(g.address);
-	if (!g.text[0] && (g.error || r->netns < 0 || (r->address & r->guard.netmask) != r->guard.network))
-		snprintf(g.text, sizeof g.text, "netd gave an address outside of the guard's network, or none");
+	if (!g.text[0] && (g.error || own != (r->netns < 0) || (r->address & r->guard.netmask) != r->guard.network))
+		snprintf(g.text, sizeof g.text, "%s gave an address outside of the guard's network, or none", who);
 	if (!g.text[0]) return 0;
 	r->address = 0;
 	nwp_close(&r->netns);
 	nwp_close(&r->netd);
+	if (maker > 0) nwp_wait(maker, 0); /* and what it started dies with it */
 	return cannot(r, e, g.text);
 }

@@ -235,6 +235,17 @@ def _netd(node: Node) -> Finding:
     return Finding(not wrong, wrong or f"{node.guard.network}, {network.resolvers()}{network.forgets()}", step)
 
 
+def _pasta(node: Node) -> Finding:
+    wanted = node.guard and node.guard.launcher == "userns" and any(profile.network for profile in node.profiles.values())
+    if not (node.guard and node.guard.network):
+        return Finding(False if wanted else None, "the guard has no line 'network'", "add it if payloads shall have private networks")
+    lacks = probe.attempt(network.lacks, *_as_caller(node))
+    if lacks:
+        return Finding(False, lacks.partition("; ")[0], lacks.partition("; ")[2])
+    range_ = node.guard.network
+    return _tried(probe.attempt(lambda: network.without_privilege(range_), *_as_caller(node)), f"{range_}, {network.resolvers()}")
+
+
 def _newuidmap(node: Node) -> Finding:
     name, first, count = _delegated(node.caller[0])
     if not shutil.which("newuidmap"):
@@ -446,6 +457,7 @@ CHECKS = (
     Check("cgroup", "killing everything at once, limits", _cgroup, "delegate a cgroup v2 subtree to who starts nodewrap (systemd: Delegate=yes)"),
     Check("limits", "memory, processes, CPU of a run as a whole, when it is started here", _limits, _LIMITS_NEXT),
     Check("netd", "private networks", _netd, network.NEXT),
+    Check("pasta", "private networks of the userns launcher", _pasta, network.NEXT),
     Check("terminal", "a pilot with a terminal gives its payload another one", _terminal, "mount devpts on /dev/pts; see /proc/sys/kernel/pty/max"),
     Check("fuse", "containers inside payloads mount their images with it", _fuse, "modprobe fuse, and mode 0666 for /dev/fuse"),
     Check("apptainer", "payloads in containers", _apptainer, "install Apptainer, or correct apptainer.program in the policy"),

@@ -61,10 +61,8 @@ def _reasons(node: Node, findings: Findings, launcher: str, mode: str, profile: 
     for name in _wanted(profile, side):
         if side == "root" or not name.startswith("caller.") or findings["caller.user"].yes:  # without user namespaces the others follow
             yield from _missing(findings, name, fatal=False)
-    if profile.network and launcher == "userns":
-        yield Reason(False, "netd", "a private network takes a privileged launcher", "use the setuid launcher, or another network in the profile")
-    elif profile.network:
-        yield from _missing(findings, "netd", fatal=False)
+    if profile.network:
+        yield from _missing(findings, "pasta" if launcher == "userns" else "netd", fatal=False)
     yield from _walls(findings, profile)
     if any(op.kind == "disk" for op in profile.ops):
         yield from _missing(findings, "tmp-dir", fatal=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 
-from nodewrap import netkernel, network
+from nodewrap import netkernel, netrun, network
 from nodewrap.doctor import probe
-from nodewrap.guard import Guard
+from nodewrap.guard import Guard, Network
 
 NEXT = "docs/network.md, \"Turning it on\""
 
@@ -34,9 +36,34 @@ def _build(guard: Guard) -> None:
 
     assert guard.network
     try:
-        netbuild.build(guard.network, -1, network.encode(network.rules({"network": {"allow": ["any:443", "udp any"], "deny": ["192.0.2.1"]}})))
+        netbuild.build(guard.network, -1, network.encode(RULES))
     except netkernel.NetError as error:
         raise OSError(str(error)) from None
+
+
+#: With all kinds of rules.
+RULES = network.rules({"network": {"allow": ["any:443", "udp any"], "deny": ["192.0.2.1"]}})
+
+
+def lacks() -> None:
+    """As a caller. Raises OSError with what pasta needs and is not there."""
+    if netrun.missing():
+        raise OSError(netrun.missing())
+
+
+def without_privilege(wanted: Network) -> None:
+    """One network of the userns launcher's, which ends here. As a caller. Raises OSError."""
+    asleep, pasta = probe.holder("net"), 0
+    try:
+        probe.write_maps(asleep)
+        with open(f"/proc/{asleep}/ns/user", "rb") as user, open(f"/proc/{asleep}/ns/net", "rb") as net:
+            pasta = netrun.attach(user.fileno(), net.fileno(), wanted, RULES)[2]
+    except netkernel.NetError as error:
+        raise OSError(str(error)) from None
+    finally:
+        for pid in (asleep, pasta) if pasta else (asleep,):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
 
 
 def _reach(path: str) -> None:

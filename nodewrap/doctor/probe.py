@@ -80,9 +80,14 @@ def unshare(*kinds: str) -> None:
     uid, gid = os.geteuid(), os.getegid()
     _checked(_libc().unshare(sum(CLONE[kind] for kind in kinds)))
     if "user" in kinds:
-        _write("/proc/self/setgroups", "deny")  # user_namespaces(7): before gid_map, for whoever has no CAP_SETGID outside
-        _write("/proc/self/uid_map", f"0 {uid} 1")
-        _write("/proc/self/gid_map", f"0 {gid} 1")
+        write_maps("self", uid, gid)
+
+
+def write_maps(who: int | str, uid: int = -1, gid: int = -1) -> None:
+    """Of the new user namespace of that process: we, or whoever uid and gid are, are its root."""
+    _write(f"/proc/{who}/setgroups", "deny")  # user_namespaces(7): before gid_map, for whoever has no CAP_SETGID outside
+    _write(f"/proc/{who}/uid_map", f"0 {os.geteuid() if uid < 0 else uid} 1")
+    _write(f"/proc/{who}/gid_map", f"0 {os.getegid() if gid < 0 else gid} 1")
 
 
 def _write(path: str, text: str) -> None:
@@ -117,27 +122,27 @@ def try_idmap(directory: str) -> Callable[[], None]:
 
     def work() -> None:
         tree = _syscall(OPEN_TREE, -100, os.fsencode(directory), OPEN_TREE_CLONE | os.O_CLOEXEC)
-        holder = _holder()
+        asleep = holder()
         try:
             for name in ("uid_map", "gid_map"):
-                _write(f"/proc/{holder}/{name}", "1000 20000 1")
-            space = os.open(f"/proc/{holder}/ns/user", os.O_RDONLY)
+                _write(f"/proc/{asleep}/{name}", "1000 20000 1")
+            space = os.open(f"/proc/{asleep}/ns/user", os.O_RDONLY)
             attributes = struct.pack("=4Q", MOUNT_ATTR_IDMAP, 0, 0, space)
             _syscall(MOUNT_SETATTR, tree, b"", AT_EMPTY_PATH, attributes, len(attributes))
         finally:
-            os.kill(holder, signal.SIGKILL)
-            os.waitpid(holder, 0)
+            os.kill(asleep, signal.SIGKILL)
+            os.waitpid(asleep, 0)
 
     return work
 
 
-def _holder() -> int:
-    """A process in a user namespace without maps, asleep; the caller kills it."""
+def holder(*kinds: str) -> int:
+    """A process in a user namespace without maps, and in what others kinds names, asleep; the caller kills it."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            _checked(_libc().unshare(CLONE["user"]))
+            _checked(_libc().unshare(CLONE["user"] | sum(CLONE[kind] for kind in kinds)))
             os.write(writing, b"1")
             time.sleep(SECONDS)
         finally:
@@ -146,7 +151,7 @@ def _holder() -> int:
     with os.fdopen(reading, "rb") as pipe:
         if not pipe.read(1):
             os.waitpid(pid, 0)
-            raise OSError("root cannot make a user namespace")
+            raise OSError("no user namespace can be made")
     return pid
 
 
@@ -154,16 +159,16 @@ def try_newuidmap(first: int, count: int) -> Callable[[], None]:
     """newuidmap(1) gives the caller's own user namespace this delegated range."""
 
     def work() -> None:
-        holder = _holder()
+        asleep = holder()
         try:
             for tool in ("newuidmap", "newgidmap"):
-                argv = [tool, str(holder), "0", str(os.getuid() if tool == "newuidmap" else os.getgid()), "1", "1", str(first), str(count)]
+                argv = [tool, str(asleep), "0", str(os.getuid() if tool == "newuidmap" else os.getgid()), "1", "1", str(first), str(count)]
                 done = subprocess.run(argv, capture_output=True, text=True, check=False)
                 if done.returncode:
                     raise OSError(f"{tool}: {done.stderr.strip()[:200]}")
         finally:
-            os.kill(holder, signal.SIGKILL)
-            os.waitpid(holder, 0)
+            os.kill(asleep, signal.SIGKILL)
+            os.waitpid(asleep, 0)
 
     return work
 

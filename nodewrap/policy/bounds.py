@@ -35,7 +35,7 @@ def compare(sources: Sources, policy: Table, guard: Guard, where: str) -> None:
 def _no_network(guard: Guard) -> str:
     """Why this guard gives nobody a private network, or ""."""
     if guard.launcher == "userns":
-        return "launcher userns"
+        return "" if guard.network else "no line network"
     return "" if guard.netd and guard.network else "no lines netd and network"
 
 

@@ -142,11 +142,12 @@ def test_guard_that_gives_no_private_network_is_told_when_the_policy_is_checked(
     policy = {"rules": [rule], "profiles": {"p": {"network": "private"}}}
     sources = SimpleNamespace(report=lambda path, code, text, warning: told.append((code, text)))
     full = Guard(launcher="setuid", netd="/n", network=Network(0x0A090000, 24))
-    for guard in (full, replace(full, netd=""), replace(full, network=None), replace(full, launcher="userns")):
+    free = replace(full, launcher="userns", netd="")
+    for guard in (full, replace(full, netd=""), replace(full, network=None), free, replace(free, network=None)):
         bounds.compare(sources, policy, guard, "G")
     assert [code for code, _ in told] == ["NW-POLICY-GUARD"] * 3
     assert "no lines netd and network" in told[0][1]
-    assert "launcher userns" in told[2][1]
+    assert "no line network;" in told[2][1]
 
 
 def test_nft_that_is_missing_is_named_with_its_package(monkeypatch, tmp_path):
