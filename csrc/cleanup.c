@@ -130,6 +130,13 @@ static void end_orphans(struct nw_run *r, uint64_t deadline) {
 	}
 }
 
+static bool cgroup_gone(const struct nw_run *r) {
+	int fd = nwp_open_cgroup(r);
+	bool gone = fd < 0 && errno == ENOENT;
+	nwp_close(&fd);
+	return gone;
+}
+
 void nwp_end_processes(struct nw_run *r) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	bool any = r->init > 0 || r->swept;
@@ -142,8 +149,8 @@ void nwp_end_processes(struct nw_run *r) {
 	nwp_count(r);
 	if (!r->cgroup[0]) return;
 	nwp_close(&r->cgroup_fd);
-	while (rmdir(r->cgroup) && errno == EBUSY && nwp_now_ms() < deadline) usleep(500);
-	if (access(r->cgroup, F_OK) == 0) r->left = 1;
+	while (rmdir(r->cgroup) && errno == EBUSY && !cgroup_gone(r) && nwp_now_ms() < deadline) usleep(500);
+	if (!cgroup_gone(r)) r->left = 1;
 }
 
 /* What we wrote for the payload where its view was the host's: removed with the payload's rights. -1: the attempt itself failed. */

@@ -43,9 +43,20 @@ int nwp_cgroup_path(struct nw_run *r, struct nw_err *e) {
 	return nwp_degrade(r, "cgroup", e);
 }
 
+/* -1 with ENOENT: it is gone. What has its name may be the pilot's: of an empty group, where the one above is its own, it can take the place. */
+int nwp_open_cgroup(const struct nw_run *r) {
+	int fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	struct stat st;
+	if (fd >= 0 && (fstat(fd, &st) || st.st_uid != geteuid())) {
+		nwp_close(&fd);
+		errno = ENOENT;
+	}
+	return fd;
+}
+
 static int make_cgroup(struct nw_run *r, struct nw_err *e) {
 	bool made = r->cgroup[0] && mkdir(r->cgroup, 0755) == 0;
-	if (made) r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (made) r->cgroup_fd = nwp_open_cgroup(r);
 	if (!r->cgroup[0] || r->cgroup_fd >= 0) return 0;
 	if (made) rmdir(r->cgroup);
 	r->cgroup[0] = 0;

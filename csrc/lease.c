@@ -172,6 +172,13 @@ static size_t compose(struct nw_run *r, char *to, size_t max) {
 	return nw_lease_write(&l, to, max);
 }
 
+/* Alive is whose lock is held (flock). Beside it a lock that others can ask for without taking it (F_OFD_GETLK, fcntl(2)): who looks for dead leases
+ * inside a cgroup that its pilot may freeze must hold none. */
+int nwp_lock_lease(int fd, int how) {
+	struct flock whole = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
+	return flock(fd, LOCK_EX | how) || fcntl(fd, F_OFD_SETLK, &whole) ? -1 : 0;
+}
+
 /* Made, locked, written, synced, in this order. A sweep may come between the first two and take the empty file away: then again. */
 int nwp_lease_write(struct nw_run *r, struct nw_err *e) {
 	static char text[NW_LEASE_MAX];
@@ -181,7 +188,7 @@ int nwp_lease_write(struct nw_run *r, struct nw_err *e) {
 	snprintf(name, sizeof name, "%s.lease", r->run);
 	for (int again = 0; n && again < 100; again++) {
 		r->lease_fd = openat(r->leases, name, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-		if (r->lease_fd < 0 || flock(r->lease_fd, LOCK_EX) || fstat(r->lease_fd, &st)) break;
+		if (r->lease_fd < 0 || nwp_lock_lease(r->lease_fd, 0) || fstat(r->lease_fd, &st)) break;
 		if (st.st_nlink == 0) {
 			nwp_close(&r->lease_fd);
 			continue;

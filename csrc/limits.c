@@ -3,6 +3,7 @@
 #include "run.h"
 
 #define SCRATCH_MS 5000
+#define DYING_MS 200
 
 /* In the order of enum nw_limit_kind. "processes" are the payload's: init comes on top. stands_in: the limit of each process that is set as well,
  * and lifted where it is not needed: RLIMIT_DATA counts what is mapped and not what is used, RLIMIT_NPROC other runs of the same id. */
@@ -142,6 +143,16 @@ bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s) {
 	if ((s->pid = fork()) == 0) measure(r, s->most, us);
 	s->next = now + SCRATCH_MS / 50; /* is it done? */
 	return false;
+}
+
+/* Whoever looks may wait for a file system that does not answer, and then does not die: not before the payload does. */
+void nwp_scratch_end(const struct nw_scratch *s) {
+	if (s->pid <= 0) return;
+	struct pollfd end = { nwp_pidfd_open(s->pid), POLLIN, 0 };
+	kill(s->pid, SIGKILL);
+	poll(&end, 1, DYING_MS);
+	nwp_close(&end.fd);
+	waitpid(s->pid, NULL, WNOHANG);
 }
 
 /* The size of a file system in memory: the profile's, or less. */

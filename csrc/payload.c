@@ -26,7 +26,8 @@ static int apply_limits(struct nw_run *r) {
 		struct rlimit *l = &r->caller.limit[d->limit[i].resource];
 		rlim_t most = d->limit[i].value;
 		if (l->rlim_cur > most) l->rlim_cur = most;
-		if (d->limit[i].resource == RLIMIT_CPU) most += 1 + d->grace_ms / 1000; /* SIGXCPU first, which tells what it was, then SIGKILL */
+		/* SIGXCPU first, which tells what it was, then SIGKILL. Not past what there is of seconds: the sum would be none. */
+		if (d->limit[i].resource == RLIMIT_CPU && __builtin_add_overflow(most, 1 + d->grace_ms / 1000, &most)) most = RLIM_INFINITY;
 		if (l->rlim_max > most) l->rlim_max = most;
 	}
 	for (int i = 0; i < RLIM_NLIMITS; i++)

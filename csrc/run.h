@@ -214,6 +214,7 @@ void nwp_forget_files(const struct nw_run *r);
 /* lease.c */
 int nwp_lease(struct nw_run *r, struct nw_err *e);
 int nwp_lease_write(struct nw_run *r, struct nw_err *e);
+int nwp_lock_lease(int fd, int how);
 int nwp_lease_starting(struct nw_run *r, struct nw_err *e);
 int nwp_lease_release(struct nw_run *r);
 int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e);
@@ -254,6 +255,7 @@ int nwp_hear_walk(pid_t p, int fd[2], struct nw_tally *t);
 int nwp_start(struct nw_run *r, struct nw_err *e);
 int nwp_go(struct nw_run *r, struct nw_err *e);
 int nwp_cgroup_path(struct nw_run *r, struct nw_err *e);
+int nwp_open_cgroup(const struct nw_run *r);
 int nwp_build_root(struct nw_run *r, struct nw_err *e);
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
 
@@ -307,6 +309,7 @@ struct nw_scratch {
 };
 void nwp_scratch_begin(const struct nw_run *r, struct nw_scratch *s);
 bool nwp_look_at_scratch(struct nw_run *r, struct nw_scratch *s);
+void nwp_scratch_end(const struct nw_scratch *s);
 bool nwp_wants_cgroup(const struct nw_decision *d);
 int nwp_hold_limits(struct nw_run *r, struct nw_err *e);
 void nwp_put_limits(struct nw_json *j, const struct nw_run *r);

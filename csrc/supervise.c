@@ -404,7 +404,7 @@ void nwp_supervise(struct nw_run *r) {
 	if (keeper) w.look = open(stat, O_RDONLY | O_CLOEXEC);
 	while (*w.control >= 0) turn(r, &w);
 	nwp_close(&w.look);
-	if (w.scratch.pid > 0 && kill(w.scratch.pid, SIGKILL) == 0) nwp_wait(w.scratch.pid, -1);
+	nwp_scratch_end(&w.scratch);
 	r->end_mono_ms = nwp_now_ms();
 	nwp_terminal_unguard();
 	if (!front) nwp_end_processes(r);

@@ -36,7 +36,7 @@ static int take(const struct nw_run *by, const char *name, int *fd, struct stat 
 	if (*fd < 0 || fstat(*fd, st)) return broken(e, strerror(errno));
 	if (!S_ISREG(st->st_mode) || st->st_uid != nwp_trusted_owner(by) || st->st_mode & 077)
 		return broken(e, "not a regular file of the trusted owner's with mode 0600");
-	if (flock(*fd, LOCK_EX | LOCK_NB)) return errno == EWOULDBLOCK ? 0 : broken(e, strerror(errno));
+	if (nwp_lock_lease(*fd, LOCK_NB)) return errno == EWOULDBLOCK ? 0 : broken(e, strerror(errno));
 	return fstat(*fd, st) ? broken(e, strerror(errno)) : st->st_nlink > 0;
 }
 
@@ -198,7 +198,7 @@ static void rebuild(struct nw_run *r, const struct nw_run *by, const struct nw_l
 	if (l->has_disk) snprintf(r->disk, sizeof r->disk, "%s", l->disk);
 	if (l->has_cgroup && this_boot) {
 		snprintf(r->cgroup, sizeof r->cgroup, "%s", l->cgroup);
-		r->cgroup_fd = open(r->cgroup, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+		r->cgroup_fd = nwp_open_cgroup(r);
 	}
 }
 
@@ -289,13 +289,14 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 	return left;
 }
 
-/* Is there a dead lease? Live ones cost three calls each here, and no process. */
+/* May there be a dead lease? Live ones cost three calls each here, and no process. Nothing is locked: the pilot may freeze us. */
 static bool any_dead(const struct nw_run *by) {
 	DIR *d = nwp_list(by->leases);
 	bool found = !d;
 	for (struct dirent *x; d && !found && (x = readdir(d));) {
+		struct flock held = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 		int fd = strlen(x->d_name) == 42 ? openat(by->leases, x->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK) : -1;
-		found = fd >= 0 && flock(fd, LOCK_EX | LOCK_NB) == 0;
+		found = fd >= 0 && (fcntl(fd, F_OFD_GETLK, &held) || held.l_type == F_UNLCK);
 		nwp_close(&fd);
 	}
 	if (d) closedir(d);

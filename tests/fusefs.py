@@ -3,7 +3,7 @@
 ``FuseFs(place)`` mounts it (root, /dev/fuse); the server is a process of its own, ``python -m tests.fusefs PLACE UID GID``, that takes commands
 on stdin, one JSON object a line, and answers each with a line: {"room": N or null} bytes that files may still grow by; {"fail": [OP, ERRNO]}
 an operation that fails (null: none); {"hold": OP} one that waits until {"hold": null}; {"delay": S} for each write; {"held": 1} asks how many wait.
-Operations: write, fsync, open, unlink.
+Operations: write, fsync, open, unlink, readdir.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Server:
         try:
             if call is None:
                 raise OSError(errno.ENOSYS, "")
-            self.obstruct({16: "write", 20: "fsync", 14: "open", 35: "open", 10: "unlink"}.get(opcode))
+            self.obstruct({16: "write", 20: "fsync", 14: "open", 35: "open", 10: "unlink", 28: "readdir"}.get(opcode))
             with self.lock:
                 said = call(self.nodes[node] if node else None, body, uid, gid)
         except OSError as error:

@@ -15,10 +15,12 @@ from pathlib import Path
 import pytest
 
 from tests.escape.test_launcher_attacks import owned
+from tests.fusefs import FuseFs
 from tests.integration.test_disk import on_disk
 from tests.integration.test_limits import limited
 from tests.integration.test_sweep import abandon
-from tests.node import status_of, until
+from tests.need import need
+from tests.node import alive, status_of, until
 
 #: What the id of another process allows, or not: {what: name of the error, or "done"}. argv: pid.
 MEDDLE = """
@@ -134,3 +136,24 @@ def test_pilot_can_do_nothing_to_who_removes_ipc_objects_of_a_shared_id(setuid_n
     assert meddled(setuid_node) == REFUSED
     assert live.process.wait(30) == 0
     assert not list(Path("/dev/shm").glob(f"{mark}*"))
+
+
+def test_file_system_that_hangs_does_not_keep_daemons_of_an_ended_payload_alive(setuid_node, home):
+    """Who looked at scratch was awaited first, and who waits for such an answer does not die of KILL: the rest of the payload went on."""
+    need("fuse")
+    limited(setuid_node, 'scratch = "1GiB"')
+    place = owned(home / "m", setuid_node.pilot)
+    fs = FuseFs(place, setuid_node.pilot.uid, setuid_node.pilot.gid)
+    try:
+        script = "cd /; setsid sleep 600 </dev/null >/dev/null 2>&1 & echo $!; read x || exit 0"
+        live = setuid_node.start("log-only", "/bin/sh", "-c", script, profile="none", options=["--workdir", str(place)])
+        daemon = int(live.process.stdout.readline())
+        fs.tell(hold="readdir")
+        until(lambda: fs.tell(held=1) > 0, "somebody looks at it")
+        live.process.stdin.close()
+        until(lambda: not alive(daemon), "its end", 5)
+        assert live.process.wait(20) == 202, "and who waits is told of"
+    finally:
+        fs.close()
+    until(lambda: setuid_node.sweep()[0] == 0, "then it is finished", 20)
+    place.rmdir()

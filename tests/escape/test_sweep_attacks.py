@@ -11,14 +11,15 @@ import struct
 import subprocess
 import threading
 import time
-from pathlib import Path
 
 import pytest
 
 from nodewrap import lease
+from tests.escape.conftest import inside
 from tests.escape.test_launcher_attacks import owned
 from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
 from tests.integration.test_sweep import abandon
+from tests.need import need
 from tests.node import alive, status_of, until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -51,6 +52,15 @@ def start(node, kind, profile, *options, script="echo ready; exec sleep 600"):
     live = node.start(kind, "/bin/sh", "-c", script, profile=profile, options=options)
     assert live.process.stdout.readline() == b"ready\n"
     return live
+
+
+def end_launchers(node):
+    """All at once, so that none does anything more."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in node.launchers():
+            with contextlib.suppress(ProcessLookupError):  # who writes a record is soon gone
+                os.kill(pid, number)
+    until(lambda: not node.launchers(), "they are dead, and hold no lock")
 
 
 def walkers(node):
@@ -160,48 +170,32 @@ def test_zombies_that_the_pilot_does_not_reap_are_dead(setuid_node, kind):
         setuid_node.sweep()
 
 
-@pytest.fixture
-def delegated_cgroup(setuid_node):
-    """make(name): a cgroup of the pilot's below the tests', as batch systems delegate them."""
-    (base,) = setuid_node.site.read_guard().get("cgroup") or [None]
-    if not base:
-        pytest.skip("no cgroup2 on this node")
-    made = []
-
-    def make(*names):
-        path = Path(base)
-        for name in names:
-            path = path / name
-            path.mkdir()
-            made.append(path)
-            os.chown(path, setuid_node.pilot.uid, setuid_node.pilot.gid)
-        return path
-
-    yield make
-    for path in reversed(made):
-        for below in filter(Path.is_dir, path.iterdir()):
-            below.rmdir()
-        path.rmdir()
-
-
 @pytest.mark.parametrize("names", [("..x",), ("%" * 250, "%" * 250)], ids=["dots", "long"])
 def test_cgroup_that_a_lease_cannot_name_is_not_used(setuid_node, delegated_cgroup, names):
     """The lease said what check() of the sweep refuses: an account was lost until an administrator forgot the run."""
     place = delegated_cgroup(*names)
-    script = f"echo $$ >{place}/cgroup.procs; exec \"$@\""
-    argv = setuid_node.argv("static", ["/bin/sleep", "600"], "batch")
     before = setuid_node.site.audit_size()
-    run = subprocess.Popen(["/bin/sh", "-c", script, "sh", "setpriv", f"--reuid={setuid_node.pilot.uid}", f"--regid={setuid_node.pilot.gid}",
-                            f"--groups={','.join(map(str, setuid_node.pilot.groups))}", *map(str, argv)],
-                           env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    run = inside(setuid_node, place, setuid_node.argv("static", ["/bin/sleep", "600"], "batch"))
     until(lambda: {"start", "error"} & set(setuid_node.actions(before)), "it runs, or is refused")
-    for pid in setuid_node.launchers():
-        os.kill(pid, signal.SIGSTOP)
-    for pid in setuid_node.launchers():
-        os.kill(pid, signal.SIGKILL)
+    end_launchers(setuid_node)
     run.wait()
     code, reports, _ = setuid_node.sweep()
     assert (code, [report["state"] for report in reports]) == (0, ["swept"]), reports
+
+
+def test_no_lease_is_locked_inside_the_pilots_cgroup(setuid_node, tmp_path):
+    """Who looked for dead leases took their locks, and that of a run that began: frozen then by its pilot, it kept all waiting."""
+    need("strace", "cgroup2")
+    abandon(setuid_node, start(setuid_node, "log-only", "none"))
+    (dead,) = setuid_node.site.leases()
+    trace = tmp_path / "trace"
+    words = ["strace", "-f", "-y", "-u", setuid_node.pilot.name, "-e", "trace=flock,write", "-o", trace, *setuid_node.argv("log-only", ["/bin/true"])]
+    assert subprocess.run(list(map(os.fspath, words)), env=setuid_node.site.environment(setuid_node.pilot), cwd="/", timeout=60).returncode == 0
+    lines = trace.read_text().splitlines()
+    moved = next(n for n, line in enumerate(lines) if "/cgroup.procs>" in line)
+    locked = [n for n, line in enumerate(lines) if "flock(" in line and dead in line]
+    assert moved < locked[0], "the sweep is out of it first"
+    assert not setuid_node.site.leases(), "and has finished the dead run"
 
 
 def test_full_status_pipe_does_not_keep_the_lease_of_a_killed_launcher_alive(userns_node):

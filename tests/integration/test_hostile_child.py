@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 
 import pytest
@@ -132,3 +133,10 @@ def test_file_that_it_wants_written_carries_no_rights_and_stays_in_the_payloads_
 @pytest.mark.parametrize("profile", ["batch", "none"])
 def test_image_that_was_never_opened_is_not_shown(hostile, profile):
     refused(hostile(permit("log-only", profile, (29, 1))), "NW-CHILD")
+
+
+@pytest.mark.parametrize("value", [(1 << 64) - 2, (1 << 64) - 1])
+def test_endless_processor_time_stays_endless(hostile, value):
+    """The grace that is added to the hard limit made it a few seconds, below the soft one."""
+    ran = hostile(permit("log-only", "none", (19, 60000), (20, [(1, resource.RLIMIT_CPU), (2, value)])))
+    assert (ran.rc, ran.err) == (0, b""), ran
