@@ -88,6 +88,7 @@ HOST_NETWORK = Accepted("host-network", lambda at: at.profile in ("batch", "comp
 NESTED_NAMESPACES = Accepted("nested-namespaces", lambda at: at.profile in ("batch", "compat", "none"))
 SAME_ID_BARE = Accepted("same-id-none", lambda at: at.profile == "none" and at.is_pilots_id)
 SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and (at.is_pilots_id or at.launcher == "userns"))
+FILE_LOCKS = Accepted("file-locks", lambda at: True)
 PILOTS_GROUP = Accepted("pilots-group", lambda at: at.profile in ("batch", "compat") and at.launcher == "userns" and at.is_pilots_id)
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
 BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
