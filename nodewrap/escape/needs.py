@@ -33,6 +33,7 @@ CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "cgroup2": (lambda: " - cgroup2 " in Path("/proc/self/mountinfo").read_text(), "a mounted cgroup v2"),
     "apptainer": (_tool("apptainer"), "apptainer"),
     "openssl": (_tool("openssl"), "the openssl command"),
+    "kmsg": (lambda: os.access("/dev/kmsg", os.R_OK | os.W_OK), "/dev/kmsg"),
     "core": (_core_is_a_file, "kernel.core_pattern without a path or a program: core dumps go elsewhere here"),
 }
 
