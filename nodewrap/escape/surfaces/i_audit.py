@@ -255,7 +255,7 @@ def writers_at_once(arena: Arena) -> Seen:
 
 @attack("I17", "what could not be removed is counted and named", needs=("root",), once_in_all=True, peers=False)
 def clean_end_that_was_not(arena: Arena) -> Seen:
-    """Root mounts a file system in the work directory, where the payload leaves a link that leads out. Reached: it is there, and no record says it."""
+    """Root mounts a file system in the work directory, where the payload leaves a link that leads out. Reached: it is there, but no record."""
     inside = arena.mkdir(arena.work / "mounted")
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size=1m,uid={arena.caller.uid},mode=0755", "none", str(inside)], check=True)
     arena.undo(lambda: subprocess.run(["umount", "-l", str(inside)], check=True))
