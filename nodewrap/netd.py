@@ -532,6 +532,7 @@ class Netd:
             self.doomed += [(time.monotonic() + DEAF, link, address) for link, address in ended]
             return
         try:
+            prctl.set_pdeathsig(signal.SIGKILL)  # it has netd's lock, which the next one wants
             netleft.end(left)
         except OSError as error:
             say(f"connections of a run that has ended stay: {error}")

@@ -13,6 +13,7 @@ from nodewrap.deep import files, things
 from nodewrap.deep.finding import Finding
 from nodewrap.deep.ids import Leasable, Locks, leasable
 from nodewrap.deep.owner import as_owner
+from nodewrap.lease import UUID
 from nodewrap.live import Site, SiteError
 
 LOOK_S = 5.0
@@ -34,13 +35,27 @@ def deep(at: Site, paths: list[str], remove: bool) -> Report:
     if os.geteuid() != 0:
         raise SiteError("NW-DEEP", "only root sees the processes and files of other ids; call it as root")
     locks, report = Locks(at), Report(leasable(at.guard))
-    report.notes = report.ids.notes
+    report.notes = [*report.ids.notes, *_runs_on_disk(at)]
     found = _everything(report, Free(report.ids, locks.claimed()), paths)
     for uid in sorted({one.uid for one in found}):
         with locks.hold(uid, uid in report.ids.accounts) as free:
             if free:
                 report.findings += _settle(report, [one for one in found if one.uid == uid], uid, remove)
     return report
+
+
+def _runs_on_disk(at: Site) -> list[str]:
+    """Directories of runs below tmp-dir (csrc/disk.c) that no lease names any more. They hold what others than the payload made, which is not ours
+    to remove with root's rights: it may have been moved there."""
+    top = at.guard.tmp_dir
+    try:
+        made = [name for name in os.listdir(top) if UUID.fullmatch(name)] if top else []
+        leased = {name[:36] for name in os.listdir(at.leases)} if made else set()
+    except OSError as wrong:
+        return [f"directories on disk are not looked at: {wrong.filename}: {wrong.strerror}"]
+    left = [f"{top}/{name}" for name in made if name not in leased and os.path.lexists(f"{top}/{name}")]
+    why = "is left of a run that has ended: others made something in it (its cleanup record names it); look at it and remove it"
+    return [f"{path} {why}" for path in left]
 
 
 class Free:

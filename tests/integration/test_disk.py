@@ -162,6 +162,9 @@ def test_what_others_make_where_the_payload_lets_them_goes_as_far_as_its_rights_
             assert node.site.leases() == []
             assert [path.name for path in run.glob("*/*")] == ["directory"] * deep
             assert ("directory" in str(record)) is deep, record
+        argv = [node.site.binary, "sweep", "--deep"]
+        ran = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", env=node.site.environment(node.pilot), timeout=200)
+        assert f"{run} is left of a run that has ended" in ran.stderr
 
 
 def abandon(node, kind):
