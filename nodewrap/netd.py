@@ -533,7 +533,7 @@ class Netd:
             return
         try:
             prctl.set_pdeathsig(signal.SIGKILL)  # it has netd's lock, which the next one wants
-            netleft.end(left)
+            netleft.end(left, self.wanted)
         except OSError as error:
             say(f"connections of a run that has ended stay: {error}")
         finally:

@@ -47,8 +47,11 @@ def leased(directory: str) -> set[int]:
     return found
 
 
-def end(left: list[tuple[int, int]]) -> None:
-    """Take away links (index, 0: gone) and connections (address, 0: has none). Raises OSError when connections stay."""
+def end(left: list[tuple[int, int]], wanted: Network) -> None:
+    """Take away links (index, 0: gone) and connections (address, 0: has none). Raises OSError when connections stay.
+
+    An address that has a link again is another run's already: its connections go when that one ends, the old ones with them.
+    """
     for link, _ in left:
         if link:
             netbuild.remove(link)
@@ -56,7 +59,8 @@ def end(left: list[tuple[int, int]]) -> None:
     if addresses:
         with netfilter() as sock:
             for address in addresses:
-                forget(sock, address.to_bytes(4, "big"))
+                if address not in links(wanted).values():
+                    forget(sock, address.to_bytes(4, "big"))
 
 
 # ---- the table of connections ----

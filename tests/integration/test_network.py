@@ -372,6 +372,33 @@ def test_one_caller_cannot_take_what_others_need(netd):
     let_go(*asked)
 
 
+def test_connections_of_the_next_run_under_an_address_stay_when_those_of_the_last_one_go(netd, world):
+    netd.stop()
+    netd.guard(network="10.213.7.0/30")
+    netd.process = netd.start()
+    other, first = ask(netd, 7001), ask(netd, 7002)  # there is no third address
+
+    def say(descriptors):
+        netkernel.namespace("setns", descriptors[0], (netbuild.CLONE_NEWNET,))
+        try:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+                sock.connect((WORLD, 5000))
+                sock.send(b"x")
+                return sock.getsockname()[0]
+        finally:
+            netkernel.namespace("setns", world.node, (netbuild.CLONE_NEWNET,))
+
+    address = say(first[1])
+    assert connections(address) == 1
+    let_go(first)
+    following = ask(netd, 7003)
+    assert say(following[1]) == address
+    time.sleep(0.6)  # the first one's are looked for after a quarter of a second
+    assert connections(address) >= 1
+    let_go(following, other)
+    until(lambda: connections(address) == 0, "then all are forgotten")
+
+
 def asleep(pid, samples=40):
     """Of so many looks, how often it waits. Who spins never does, however little of a busy processor it gets."""
     found = 0
