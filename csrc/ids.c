@@ -75,15 +75,19 @@ int nwp_keep_chown(uid_t uid, gid_t gid, uint64_t caps) {
 static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t inside, uint32_t first, uint32_t count) {
 	char p[16], o[16], i[16], f[16], c[16];
 	char *argv[] = { (char *)(uintptr_t)tool, p, (char *)"0", o, (char *)"1", i, f, c, NULL }, *env[] = { NULL };
+	posix_spawn_file_actions_t quiet; /* what is wrong is told by us, in one line; when all of us are killed, by nobody */
 	pid_t child;
-	int status;
+	int status, bad;
 	snprintf(p, sizeof p, "%d", (int)pid);
 	snprintf(o, sizeof o, "%u", own);
 	snprintf(i, sizeof i, "%u", inside);
 	snprintf(f, sizeof f, "%u", first);
 	snprintf(c, sizeof c, "%u", count);
-	if (posix_spawn(&child, tool, NULL, NULL, argv, env) || waitpid(child, &status, 0) != child) return -1;
-	return status ? -1 : 0;
+	if (posix_spawn_file_actions_init(&quiet)) return -1;
+	bad = posix_spawn_file_actions_addopen(&quiet, 2, "/dev/null", O_WRONLY, 0) || posix_spawn(&child, tool, &quiet, NULL, argv, env) ||
+	      waitpid(child, &status, 0) != child || status;
+	posix_spawn_file_actions_destroy(&quiet);
+	return bad ? -1 : 0;
 }
 
 static int write_map(pid_t pid, const char *name, const char *text) {

@@ -182,7 +182,7 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 			r->profile.name, strerror(errno));
 	if (!(a.flags & CLONE_NEWUSER)) return 0;
 	snprintf(path, sizeof path, "/proc/%d/ns/user", (int)r->init);
-	r->userns = open(path, O_RDONLY | O_CLOEXEC);
+	if ((r->userns = open(path, O_RDONLY | O_CLOEXEC)) < 0) return nw_fail(e, NW_INTERNAL, "NW-USERNS", "%s: %s", path, strerror(errno));
 	return nwp_write_maps(r, r->init, e);
 }
 
