@@ -25,6 +25,7 @@ struct relay {
 
 static struct relay relays[RELAYS];
 static bool suspended; /* the payload, with the front */
+static bool typed;     /* the stop key, by the pilot: the signal is on its way */
 static bool ended;     /* the payload: what there is to relay is no longer its */
 static bool impatient; /* somebody wants us to end: a reader who does not read must not keep us */
 
@@ -182,7 +183,7 @@ static void carry(struct nw_run *r, struct relay *x) {
 	ssize_t n = held(x) ? 1 : take(x);
 	if (n > 0 && !x->piece && held(x) >= PIPE) widen(x);
 	if (n > 0 && x == relays && x->piece && nwp_terminal_stop_key(r->tty, x->to, x->bytes + x->at, &x->n))
-		kill(0, SIGTSTP); /* the job, as a terminal does */
+		kill(0, SIGTSTP), typed = true; /* the job, as a terminal does; the keeper and all of its are in another session */
 	if (n > 0 && held(x)) n = give(x);
 	if (n > 0 || (n < 0 && (errno == EAGAIN || errno == EINTR))) return;
 	if (n < 0) fault(r, x);
@@ -247,6 +248,17 @@ void nwp_relay_leave(struct nw_run *r) {
 	for (int i = 0; i < RELAYS; i++) stop_relay(&relays[i]);
 }
 
+/* After a key the kernel has the word: where nobody would let us go on (an orphaned process group: the launcher is a terminal's first process, say)
+ * it stops nobody. Who sends the signal himself means it. */
+static void stop(bool key) {
+	sigset_t one;
+	sigemptyset(&one);
+	sigaddset(&one, SIGTSTP);
+	raise(key ? SIGTSTP : SIGSTOP);
+	sigprocmask(SIG_UNBLOCK, &one, NULL);
+	sigprocmask(SIG_BLOCK, &one, NULL);
+}
+
 /* What the pilot sends us is meant for the payload. Job control stops both. */
 static void forward(struct nw_run *r, int fd) {
 	struct signalfd_siginfo s;
@@ -260,7 +272,8 @@ static void forward(struct nw_run *r, int fd) {
 	case SIGTSTP:
 		nwp_terminal_rest();
 		if (r->role == NW_ALONE) hold(r, SIGSTOP); /* else the keeper sees us stopped */
-		raise(SIGSTOP);
+		stop(typed || s.ssi_code == SI_KERNEL);
+		typed = false;
 		if (r->role == NW_ALONE) hold(r, SIGCONT);
 		return;
 	case SIGWINCH:

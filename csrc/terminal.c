@@ -121,11 +121,12 @@ void nwp_terminal_again(void) {
 }
 
 /* The key that stops jobs, typed when nothing stands between the payload and us that heeds it: the kernel does not stop a process group whose
- * parents are all elsewhere (setpgid(2), orphaned). A shell's job inside is stopped by the payload's own terminal. The key is taken out. */
+ * parents are all elsewhere (setpgid(2), orphaned). A shell's job inside is stopped by the payload's own terminal. The key is taken out. It must be
+ * the pilot's own, too: a payload that makes another one of it would stop the pilot's job. */
 bool nwp_terminal_stop_key(int tty, int master, char *bytes, size_t *n) {
 	struct termios t;
 	pid_t group, session;
-	if (tcgetattr(tty, &t) || !(t.c_lflag & ISIG) || t.c_cc[VSUSP] == 0) return false;
+	if (tcgetattr(tty, &t) || !(t.c_lflag & saved.c_lflag & ISIG) || t.c_cc[VSUSP] == 0 || t.c_cc[VSUSP] != saved.c_cc[VSUSP]) return false;
 	char *key = memchr(bytes, t.c_cc[VSUSP], *n);
 	if (!key || ioctl(master, TIOCGPGRP, &group) || ioctl(master, TIOCGSID, &session) || group != session) return false;
 	memmove(key, key + 1, *n - (size_t)(key + 1 - bytes));

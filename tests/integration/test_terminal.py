@@ -154,6 +154,48 @@ def test_stop_key_stops_the_run_gives_the_terminal_back_and_fg_goes_on(case, ope
     assert node.is_clean()
 
 
+def test_payload_cannot_make_another_key_the_one_that_stops_the_pilots_job(batch, opened):
+    terminal = opened(batch, ["/bin/sh", "-c", "stty susp x; echo ready; read a; echo got:$a"])
+    terminal.shown(b"ready")
+    until(terminal.is_raw, "its keys are the payload's")
+    terminal.type(b"x")
+    time.sleep(0.3)
+    terminal.type(b"on\r")
+    terminal.shown(b"got:on")
+    assert exit_of(terminal) == 0, "and it was never stopped"
+
+
+def test_stop_key_stops_no_run_that_nobody_could_continue(batch):
+    """The launcher is its terminal's first process, as under `ssh -t`: it was stopped for good."""
+    node, kind, profile = batch
+    master, slave = pty.openpty()
+    os.fchown(slave, node.pilot.uid, node.pilot.gid)
+    code = "import fcntl, os, sys, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\nos.execv(sys.argv[1], sys.argv[1:])"
+    argv = node.argv(kind, ["/bin/sh", "-c", "echo ready; read a; echo got:$a"], profile)
+    process = node.site.start([*python(code), *argv], stdin=slave, stdout=slave, stderr=slave)
+    try:
+        shown = shown_on(master, b"ready")
+        until(lambda: not termios.tcgetattr(slave)[3] & termios.ICANON, "its keys are the payload's")
+        os.write(master, b"\x1a")
+        time.sleep(0.3)
+        os.write(master, b"on\r")
+        assert b"got:on" in shown + shown_on(master, b"got:on")
+        assert process.wait(10) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+        os.close(slave)
+
+
+def shown_on(master, text):
+    """What comes until text has come, or for ten seconds."""
+    shown = b""
+    while text not in shown and select.select([master], [], [], 10)[0]:
+        shown += os.read(master, 4096)
+    return shown
+
+
 def test_stop_key_goes_to_the_job_of_a_shell_inside(batch, opened):
     """It has a parent in its session there, so the kernel stops it, and the shell notices; the run goes on."""
     code = (
