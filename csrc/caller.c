@@ -157,6 +157,7 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e) {
 		;
 	environ = nothing;
 	c->umask = umask(077);
+	personality(PER_LINUX); /* "setarch -R" is not for the payload; a filter around us that refuses has its own reason */
 	/* Without privilege there is nothing to hide from the caller, and the kernel wants a dumpable process to write id maps for. */
 	if (take_limits(c, e) || take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) || take_ids(r, e) ||
 		name_run(r, e))

@@ -160,13 +160,16 @@ def fake_root(source, target, *argv):
     then(argv)
 
 
-def by_a_thread(seconds, *argv):
-    """The wrapper is the child of a thread, which ends while it runs; its status is ours."""
+def by_a_thread(*argv):
+    """The wrapper is the child of a thread, which ends when that one has a child itself; its status is ours."""
     started = []
 
     def work():
         started.append(subprocess.Popen(argv))
-        time.sleep(float(seconds))
+        pid, end = started[0].pid, time.monotonic() + 3
+        while not read(f"/proc/{pid}/task/{pid}/children") and time.monotonic() < end:
+            time.sleep(0.005)
+        time.sleep(0.05)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -555,7 +555,7 @@ def starting_thread_ends(arena: Arena) -> Seen:
     """Reached: the payload is killed though its caller lives."""
     careless = code("careless_thread_tie") if arena.control else []
     words = [*careless, "/bin/sh", "-c", f"sleep 0.5; echo {arena.nonce}"]
-    live = arena.begin(*code("by_a_thread", 0.25, *argv(arena, *words)), as_is=True)
+    live = arena.begin(*code("by_a_thread", *argv(arena, *words)), as_is=True)
     ran = live.end(seconds=12)
     done = arena.nonce in ran.text
     return Seen(not done, f"the payload {'ended by itself' if done else 'was killed'}: {ran.line}")
