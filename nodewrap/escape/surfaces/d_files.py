@@ -74,13 +74,14 @@ def lines_are_whole(arena: Arena) -> bool:
 # ---- mounts of the try's own ----
 
 
+def own_mounts() -> None:
+    """From here on, and for all that is started from here on, mounts are this process's own: nobody else sees them, and they go with us."""
+    for bad in (LIBC.unshare(NEWNS), LIBC.mount(b"none", b"/", None, ctypes.c_ulong(PRIVATE), None)):
+        if bad:
+            raise OSError(ctypes.get_errno(), "mount namespace")
+
+
 def mount(arena: Arena, kind: str, at: str | Path, options: str) -> None:
-    """In a mount namespace of this process's own: nobody else sees it, and it goes with us whatever happens."""
-    if not hasattr(mount, "own"):
-        for bad in (LIBC.unshare(NEWNS), LIBC.mount(b"none", b"/", None, ctypes.c_ulong(PRIVATE), None)):
-            if bad:
-                raise OSError(ctypes.get_errno(), "mount namespace")
-        mount.own = True  # type: ignore[attr-defined]
     if LIBC.mount(kind.encode(), os.fsencode(at), kind.encode(), ctypes.c_ulong(0), options.encode()):
         raise OSError(ctypes.get_errno(), f"mount of {kind}")
     arena.undo(lambda: LIBC.umount2(os.fsencode(at), DETACH))
@@ -227,9 +228,14 @@ def immutable(arena: Arena) -> Seen:
     ran = live.end(b"")
     if arena.control:
         arena.payload("d_files", "sweep", arena.work)
-    left, told = fifos(arena), [str(one.get("nodewrap", {}).get("cleanup", {}).get("left_paths", "")) for one in arena.records()]
-    named = any("fixed" in one for one in told)
-    return Seen(bool(left) and not named, f"FIFOs left: {left}, {'named' if named else 'not named'} in the record ({ran.line})")
+    left, named = FIFO in os.listdir(fd), "fixed" in left_paths(arena)
+    return Seen(left and not named, f"its FIFO is {'left' if left else 'gone'}, {'named' if named else 'not named'} in the record ({ran.line})")
+
+
+def left_paths(arena: Arena) -> str:
+    """What the record of the run names as left."""
+    cleanups = [one["nodewrap"]["cleanup"] for one in arena.records() if one["event"]["action"] == "cleanup"]
+    return " ".join(str(path) for one in cleanups for path in one.get("left_paths", ()))
 
 
 def set_flags(fd: int, more: int) -> None:
@@ -351,16 +357,18 @@ def hard_link(arena: Arena) -> Seen:
 
 @attack("D06", "mounts inside are not entered", needs=("root", "fuse"), peers=False, seconds=40)
 def hung_mount(arena: Arena) -> Seen:
-    """A FUSE file system in the work directory whose server never answers."""
+    """A FUSE file system in the work directory whose server never answers, mounted while the payload runs."""
+    own_mounts()
     at = arena.mkdir(arena.work / "hung")
+    live = arena.begin_payload("d_files", "fifo")
+    assert live.hear() == "ready"
     fd = os.open("/dev/fuse", os.O_RDWR)
     arena.undo(lambda: os.close(fd))
     mount(arena, "fuse", at, f"fd={fd},rootmode=40000,user_id={arena.caller.uid},group_id={arena.caller.gid},allow_other")
-    live = arena.begin_payload("d_files", "sweep" if arena.control else "again", arena.work if arena.control else FIFO)
-    ran = live.end(seconds=1.5 if arena.control else 15)
-    if ran.rc is not None and not ran.started:
-        raise NotRunError(ran.line)
-    return Seen(ran.rc is None, f"{'not ended' if ran.rc is None else 'ended'} after {ran.seconds:.1f} s ({ran.line})")
+    ran = live.end(b"", seconds=15)
+    if arena.control:
+        ran = arena.begin_payload("d_files", "sweep", arena.work).end(seconds=1)
+    return Seen(ran.rc is None, f"{'not ended' if ran.rc is None else 'ended'} after {ran.seconds:.1f} s, left: {left_paths(arena)!r} ({ran.line})")
 
 
 # ---- what outlives ----
@@ -400,6 +408,7 @@ def spools_and_locks(arena: Arena) -> Seen:
 @attack("D17", "what holds it is ended", needs=("root",))
 def deleted_but_open(arena: Arena) -> Seen:
     """The work directory is a file system of its own, so that what is used can be told."""
+    own_mounts()
     mount(arena, "tmpfs", arena.work, f"size=32m,mode=755,uid={arena.caller.uid},gid={arena.caller.gid}")
     ran = arena.payload("d_files", "hold_deleted", 16)
 
@@ -415,6 +424,7 @@ def deleted_but_open(arena: Arena) -> Seen:
 @attack("D19", "/tmp is private", needs=("root",), accepted=(BARE_PROFILE,))
 def full_tmp(arena: Arena) -> Seen:
     """/tmp is a file system of 4 MiB and 100 files. Can its neighbour still write there while the payload has filled what it sees as /tmp?"""
+    own_mounts()
     mount(arena, "tmpfs", "/tmp", "size=4m,nr_inodes=100,mode=1777")
     live = arena.begin_payload("d_files", "fill", "/tmp", 16, 300)
     said = live.hear()
