@@ -1,8 +1,9 @@
 """``nodewrap netd``: keeps network namespaces ready for payloads (docs/network.md), because making one takes 20 ms, which no run shall wait for.
 
 Root's, behind a socket that only root may use. It is told numbers, never words (I1): the file of a profile's network, which ``policy apply`` wrote
-and the launcher sends as it is. It answers with a namespace and the address in it; the connection stays as long as the run. A namespace dies with its
-payload and takes link, address, route and rules along, whether netd lives or not. The node's own rules are one table, the same for all runs.
+and the launcher sends as it is behind its caller's uid. It answers with a namespace and the address in it; the connection stays as long as the
+run. A namespace dies with its payload and takes link, address, route and rules along, whether netd lives or not. The node's own rules are one
+table, the same for all runs. What a run leaves all the same netd takes away (netleft.py).
 """
 
 from __future__ import annotations
