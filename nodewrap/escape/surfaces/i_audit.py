@@ -238,7 +238,7 @@ def secrets_on_record(arena: Arena) -> Seen:
 
 @attack("I14", "one write under locks", once_in_all=True, peers=False)
 def writers_at_once(arena: Arena) -> Seen:
-    """Six runs at once with arguments that fill a record (4 KiB)."""
+    """Twenty runs at once with arguments that fill a record (4 KiB)."""
     log = arena.home / "log"
     if arena.control:
         lives = [arena.begin_payload("i_audit", "careless_pieces", log, letter, 40000) for letter in "abcdef"]
@@ -247,7 +247,7 @@ def writers_at_once(arena: Arena) -> Seen:
         mixed = [line for line in log.read_bytes().split(b"\n")[:-1] if len(set(line)) > 1 or len(line) != 40000]
         return Seen(bool(mixed), f"records in pieces: {len(mixed)} mixed up")
     site = OwnSite(arena)
-    runs = [site.begin("/bin/true", "x" * 5000, letter * 5000) for letter in "abcdef"]
+    runs = [site.begin("/bin/true", "x" * 5000, letter * 5000) for letter in "abcdefghijklmnopqrst"]
     words = {live.end().rc for live in runs}
     raw = site.audit.read_bytes()
     return Seen(bool(_flaws(raw)) or words != {0}, f"status {words}, {raw.count(10)} records, flaws {_flaws(raw) or 'none'}")
