@@ -305,7 +305,7 @@ def test_stdout_in_a_file_stays_a_pipe_when_stdin_is_a_terminal(batch, opened, t
 
 
 def test_terminal_as_stdout_alone_leaves_the_keyboard_to_the_pilot(batch, opened):
-    terminal = opened(batch, ["/bin/sh", "-c", "test -t 1 && ! test -t 0 && echo ready; sleep 60"], files={"0": "/dev/null"})
+    terminal = opened(batch, ["/bin/sh", "-c", "test -t 1 && ! test -t 0 && echo ready; exec sleep 60"], files={"0": "/dev/null"})
     assert terminal.shown(b"ready\r\n") == b"ready\r\n", "line ends are made once"
     assert not terminal.is_raw()
     terminal.type(b"\x03")
