@@ -325,8 +325,7 @@ static void to_syslog(const char *line, size_t n, int severity) {
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char m[LINE + 64];
 	int h = snprintf(m, sizeof m, "<%d>nodewrap[%d]: %.*s", 10 << 3 | severity, (int)getpid(), (int)n, line);
-	for (char *p = m; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?'; /* one line: records have no controls, glexec's line may */
+	nw_plain(m); /* records have no controls, glexec's line may */
 	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
 		send(fd, m, (size_t)h < sizeof m ? (size_t)h : sizeof m - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */

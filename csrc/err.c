@@ -3,6 +3,8 @@
 #include <stdarg.h>
 #include <stdio.h>
 
+#include "json.h"
+
 int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...) {
 	va_list ap;
 	e->exit = exit;
@@ -10,7 +12,6 @@ int nw_fail(struct nw_err *e, int exit, const char *code, const char *fmt, ...) 
 	va_start(ap, fmt);
 	vsnprintf(e->text, sizeof e->text, fmt, ap);
 	va_end(ap);
-	for (char *p = e->text; *p; p++)
-		if ((unsigned char)*p < 0x20 || *p == 0x7f) *p = '?'; /* one line, whatever a path contained */
+	nw_plain(e->text); /* whatever a path contained */
 	return -1;
 }

@@ -33,6 +33,15 @@ static bool is_active(unsigned c) {
 	return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
 }
 
+void nw_plain(char *s) {
+	unsigned c;
+	for (int n; *s; s += n) {
+		bool whole = (n = sequence((const unsigned char *)s, &c)) > 0;
+		n = whole ? n : 1;
+		if (!whole || is_active(c)) memset(s, '?', (size_t)n);
+	}
+}
+
 /* One character as it is written, into to; returns how many bytes of s it stands for, 0 when that is one that had to be replaced. */
 static int unit(const unsigned char *s, char to[8]) {
 	unsigned c;

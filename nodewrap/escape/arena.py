@@ -200,7 +200,7 @@ class Arena:
             options = ["--status-fd", str(writer), *options]
         argv = list(command) if as_is else self.wrapper.argv(command, str(self.work), options)
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        more = {**pipes, "cwd": str(self.work), "start_new_session": True, **self._ids(), **popen}
+        more = {**pipes, "bufsize": 0, "cwd": str(self.work), "start_new_session": True, **self._ids(), **popen}
         passed = [fd for fd in (*fds, writer) if fd >= 0]
         try:
             process = subprocess.Popen([*before, *argv], env=self.environment(env), pass_fds=passed, **more)
@@ -228,8 +228,8 @@ class Arena:
     def accomplice(self, surface: str, function: str, *words: object, wait: bool = True, **popen: Any) -> Live:
         """A process of the pilot's outside of any wrapper, to the end of the try. It says one line when it is ready, which is awaited."""
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        more = {**pipes, "cwd": str(self.home), "start_new_session": True, **self._ids(bare=True), **popen}
-        live = Live(subprocess.Popen(hostile(surface, function, *words), env=self.environment(None), **more), -1)
+        more = {**pipes, "bufsize": 0, "cwd": str(self.home), "env": self.environment(None), "start_new_session": True, **self._ids(bare=True)}
+        live = Live(subprocess.Popen(hostile(surface, function, *words), **{**more, **popen}), -1)
         self.undo(live.kill)
         if wait and (said := live.hear()) != "ready":
             raise RuntimeError(f"{function}: {said or live.end(seconds=1)}")

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import enum
 import functools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from nodewrap.doctor.probe import landlock_abi
 
 if TYPE_CHECKING:
     from nodewrap.escape.arena import Arena
@@ -86,6 +89,14 @@ class Accepted:
 BARE_PROFILE = Accepted("profile-none", lambda at: at.profile == "none")
 HOST_NETWORK = Accepted("host-network", lambda at: at.profile in ("batch", "compat", "none"))
 NESTED_NAMESPACES = Accepted("nested-namespaces", lambda at: at.profile in ("batch", "compat", "none"))
+#: They need ABI 6 of Landlock there (docs/isolation.md).
+ABSTRACT_SOCKETS = Accepted("abstract-sockets", lambda at: at.profile == "none" or (at.profile in ("batch", "compat") and landlock_abi() < 6))
+#: Landlock's "files" closes it in strict, from ABI 2 on; it cannot be had with namespaces of the payload's own.
+PASSED_DESCRIPTOR = Accepted("passed-descriptor", lambda at: at.profile in ("batch", "compat", "none") or landlock_abi() < 2)
+#: The kernel counts for the owner of the user namespace too, and that is the pilot under the userns launcher.
+SHARED_COUNTERS = Accepted("shared-counters", lambda at: at.is_pilots_id or at.launcher == "userns")
+#: Without privilege queues have no names there (docs/isolation.md).
+QUEUES_UNSEEN = Accepted("queues-unseen", lambda at: at.profile == "none" and at.launcher == "userns" and not os.path.ismount("/dev/mqueue"))
 SAME_ID_BARE = Accepted("same-id-none", lambda at: at.profile == "none" and at.is_pilots_id)
 SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and (at.is_pilots_id or at.launcher == "userns"))
 FILE_LOCKS = Accepted("file-locks", lambda at: True)

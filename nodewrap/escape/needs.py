@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from nodewrap.escape.model import Attack
@@ -24,11 +26,27 @@ def _core_is_a_file() -> bool:
     return Path("/proc/sys/kernel/core_pattern").read_text()[:1] not in "|/"
 
 
+def _socket(family: int, kind: int, protocol: int = 0) -> Callable[[], bool]:
+    def made() -> bool:
+        with suppress(OSError), socket.socket(family, kind, protocol):
+            return True
+        return False
+
+    return made
+
+
 #: {name: (condition, what is missing)}
 CHECKS: dict[str, tuple[Callable[[], bool], str]] = {
     "tiocsti": (_sysctl("dev.tty.legacy_tiocsti", "1"), "dev.tty.legacy_tiocsti = 1: this kernel refuses TIOCSTI to everybody"),
     "userns": (lambda: os.path.exists("/proc/self/ns/user") and not _sysctl("user.max_user_namespaces", "0")(), "user namespaces"),
     "fuse": (lambda: os.path.exists("/dev/fuse"), "/dev/fuse"),
+    "keys": (lambda: os.path.exists("/proc/keys"), "a kernel with keyrings"),
+    "vsock": (_socket(40, 1), "AF_VSOCK in the kernel"),
+    "alg": (_socket(38, 5), "AF_ALG in the kernel"),
+    "rds": (_socket(21, 5), "RDS in the kernel"),
+    "sctp": (_socket(2, 1, 132), "SCTP in the kernel"),
+    "ia32": (lambda: os.uname().machine == "x86_64", "the 32-bit system calls of x86-64"),
+    "ip": (lambda: os.path.exists("/sbin/ip"), "the command ip (iproute2)"),
     "gcc": (_tool("cc"), "a C compiler"),
     "cgroup2": (lambda: " - cgroup2 " in Path("/proc/self/mountinfo").read_text(), "a mounted cgroup v2"),
     "apptainer": (_tool("apptainer"), "apptainer"),

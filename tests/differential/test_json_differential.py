@@ -77,3 +77,14 @@ def test_every_code_point_is_written_alike():
     for first in range(0, 0x110000, 256):
         text = "".join(chr(code) for code in range(first, first + 256) if code and not 0xD800 <= code < 0xE000).encode()
         assert from_c([("process.x", text)]) == record.render([("process.x", text)])
+
+
+@given(BYTES)
+@example(b"./\x1b]2;x\x07\xc2\x9b31m\xe2\x80\xae\r")
+def test_messages_hold_nothing_that_a_terminal_obeys(raw):
+    """nw_plain: what stays is what a record writes as it is, the rest is as many question marks."""
+    text = ffi.new("char[]", raw)
+    lib.nw_plain(text)
+    letters = [(letter, letter.encode("utf-8", "surrogateescape")) for letter in raw.decode("utf-8", "surrogateescape")]
+    is_plain = {letter: record.render([("a", own)]) in (b'{"a":"%s"}\n' % own, b'{"a":"\\%s"}\n' % own) for letter, own in letters}
+    assert ffi.string(text) == b"".join(own if is_plain[letter] else b"?" * len(own) for letter, own in letters)
