@@ -1,8 +1,9 @@
 """What a container costs by way of nodewrap beside Apptainer called directly: both start the same image with the same options.
 
-Apptainer's own start takes 60 ms, and differs from one to the next, and from minute to minute, by more than what is looked for. So what is compared was
-started in one round, within half a second; of the rounds' differences the median counts, and between which bounds it lies. In each round every case
-comes twice, the second time in reverse order: whoever comes behind a container finds other caches than who comes behind a bare exec.
+Apptainer's own start takes 60 ms, and differs from one to the next, and from minute to minute, by more than what is looked for. So what is
+compared was started in one round, within half a second; of the rounds' differences the median counts, and between which bounds it lies. In each
+round every case comes twice, the second time in reverse order: whoever comes behind a container finds other caches than who comes behind a bare
+exec.
 """
 
 from __future__ import annotations

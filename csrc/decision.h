@@ -16,7 +16,7 @@
 #define NW_KEEP 4096
 #define NW_SET 512
 #define NW_EXPOSE 16
-#define NW_LIMITS 16
+#define NW_LIMITS 20
 #define NW_FILES 4
 #define NW_FACTS 160
 #define NW_BEFORE 128
@@ -42,6 +42,10 @@ enum nw_limit_kind {
 	NW_LIMIT_CPU_WEIGHT,
 	NW_LIMIT_IO_WEIGHT,
 	NW_LIMIT_SCRATCH,
+	NW_LIMIT_IO_READ, /* these four of each disk, in bytes and operations a second */
+	NW_LIMIT_IO_WRITE,
+	NW_LIMIT_IO_READ_OPS,
+	NW_LIMIT_IO_WRITE_OPS,
 	NW_LIMIT_END
 };
 struct nw_limit {

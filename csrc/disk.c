@@ -2,6 +2,44 @@
  * it one for each place, the payload's own. Named in the lease before it is made. */
 #include "run.h"
 
+#include <linux/quota.h>
+
+/* linux/fs.h cannot be had together with sys/mount.h (glibc before 2.37) */
+struct extended {
+	uint32_t flags, extents, count, project, cow;
+	unsigned char pad[8];
+};
+#define FS_IOC_FSGETXATTR _IOR('X', 31, struct extended)
+#define FS_IOC_FSSETXATTR _IOW('X', 32, struct extended)
+#define INHERITED 0x200 /* FS_XFLAG_PROJINHERIT */
+
+static int quota(int command, int dir, uint32_t project, struct if_dqblk *q) {
+	return (int)syscall(SYS_quotactl_fd, dir, QCMD(command, PRJQUOTA), project, q);
+}
+
+/* scratch, exactly, where the file system counts by project: that of the run has the number of its first id, which nobody else uses. For payloads in
+ * a user namespace alone: in the first one the owner of a file may take it out of its project (fs/ioctl.c, fileattr_set_prepare). Elsewhere, and
+ * where the number is in use already, limits.c looks at the size. */
+static void hold_size(const struct nw_run *r, int dir) {
+	uint64_t most = nwp_scratch(r, UINT64_MAX);
+	struct if_dqblk now = { 0 }, limit = { .dqb_bhardlimit = most / 1024, .dqb_valid = QIF_BLIMITS };
+	struct extended x;
+	if (most == UINT64_MAX || !r->launcher->privileged || r->decision.mode != NW_MAP) return;
+	if (quota(Q_GETQUOTA, dir, r->id.first, &now) || now.dqb_curinodes || ioctl(dir, FS_IOC_FSGETXATTR, &x)) return;
+	x.project = r->id.first;
+	x.flags |= INHERITED;
+	if (ioctl(dir, FS_IOC_FSSETXATTR, &x) == 0) quota(Q_SETQUOTA, dir, r->id.first, &limit);
+}
+
+/* Before the directory goes, which tells that there is something to undo. A limit that stays all the same is nobody's: the next run of this id sets
+ * its own. */
+static void release_size(const struct nw_run *r, int dir) {
+	struct if_dqblk none = { .dqb_valid = QIF_BLIMITS };
+	struct extended x;
+	if (!r->launcher->privileged || r->decision.mode != NW_MAP || ioctl(dir, FS_IOC_FSGETXATTR, &x) || x.project != r->id.first) return;
+	quota(Q_SETQUOTA, dir, r->id.first, &none);
+}
+
 /* Only the name, and whether there is a place for it: the lease is first. */
 int nwp_disk_path(struct nw_run *r, struct nw_err *e) {
 	int i = 0, top;
@@ -32,6 +70,7 @@ int nwp_disk_make(struct nw_run *r, struct nw_err *e) {
 	char name[16];
 	int top, dir = r->disk[0] ? open_run(r, true, &top, e) : -1, bad = 0;
 	if (dir < 0) return r->disk[0] ? (nwp_close(&top), -1) : 0;
+	hold_size(r, dir);
 	for (int i = 0; !bad && i < r->profile.n; i++) {
 		if (r->profile.op[i].kind != NW_DISK) continue;
 		snprintf(name, sizeof name, "%d", i);
@@ -84,6 +123,7 @@ int nwp_disk_remove(struct nw_run *r) {
 	struct nw_err e = { 0 };
 	int top = -1, dir = r->disk[0] ? open_run(r, false, &top, &e) : -1, bad = e.exit ? -1 : 0;
 	if (dir >= 0) bad = clear_as(r, dir, false) | clear_as(r, dir, true);
+	if (dir >= 0) release_size(r, dir);
 	if (dir >= 0 && !bad && unlinkat(top, r->run, AT_REMOVEDIR) == 0) r->tally = was; /* what the first of the two left, the second did not */
 	else if (dir >= 0 && !bad && r->tally.left == was.left) bad = -1;
 	if (bad) snprintf(r->tally.left_path[r->tally.left & 3], sizeof r->tally.left_path[0], "%.250s", r->disk), r->tally.left++;

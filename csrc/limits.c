@@ -18,10 +18,14 @@ static const struct {
 	{ "cpu_weight", "limit-cpu_weight", "cpu.weight", "", "", RLIM_NLIMITS },
 	{ "io_weight", "limit-io_weight", "io.weight", "default ", "", RLIM_NLIMITS },
 	{ "scratch", "limit-scratch", NULL, NULL, NULL, RLIM_NLIMITS },
+	{ "io_read", "limit-io_read", "io.max", "rbps=", "", RLIM_NLIMITS },
+	{ "io_write", "limit-io_write", "io.max", "wbps=", "", RLIM_NLIMITS },
+	{ "io_read_ops", "limit-io_read_ops", "io.max", "riops=", "", RLIM_NLIMITS },
+	{ "io_write_ops", "limit-io_write_ops", "io.max", "wiops=", "", RLIM_NLIMITS },
 };
 
 static bool of_cgroup(const struct nw_limit *l) {
-	return l->resource >= NW_LIMIT_MEMORY && l->resource < NW_LIMIT_SCRATCH;
+	return l->resource >= NW_LIMIT_MEMORY && l->resource != NW_LIMIT_SCRATCH;
 }
 
 static bool of_run(const struct nw_limit *l) {
@@ -50,6 +54,29 @@ static int hand_down(const struct nw_run *r, const char *file) {
 	return nwp_cgroup(r, "../cgroup.subtree_control", word);
 }
 
+/* io.max has a line for each disk, and knows whole ones alone (block/blk-cgroup.c). All of the node's: a payload may write in many places. */
+static int of_each_disk(const struct nw_run *r, const char *text) {
+	DIR *d = opendir("/sys/block");
+	int disks = 0, bad = 0;
+	for (struct dirent *x; d && !bad && (x = readdir(d));) {
+		char line[96], number[32] = "";
+		snprintf(line, sizeof line, "%.80s/dev", x->d_name);
+		int fd = x->d_name[0] == '.' ? -1 : openat(dirfd(d), line, O_RDONLY | O_CLOEXEC);
+		if (fd < 0 || read(fd, number, sizeof number - 1) < 0) number[0] = 0; /* a disk that has just gone */
+		nwp_close(&fd);
+		if (!number[0]) continue;
+		snprintf(line, sizeof line, "%.*s %s", (int)strcspn(number, "\n"), number, text);
+		bad = nwp_cgroup(r, "io.max", line);
+		disks++;
+	}
+	if (d) closedir(d);
+	return bad || !disks ? -1 : 0;
+}
+
+static int set(const struct nw_run *r, const struct nw_limit *l, const char *text) {
+	return l->resource >= NW_LIMIT_IO_READ ? of_each_disk(r, text) : nwp_cgroup(r, held[l->resource - NW_LIMIT_MEMORY].file, text);
+}
+
 static int hold(const struct nw_run *r, const struct nw_limit *l) {
 	uint32_t k = l->resource - NW_LIMIT_MEMORY;
 	uint64_t value = l->value + (l->resource == NW_LIMIT_PIDS && l->value < UINT64_MAX);
@@ -57,7 +84,10 @@ static int hold(const struct nw_run *r, const struct nw_limit *l) {
 	if (l->resource == NW_LIMIT_SCRATCH) return r->profile.namespaces & NW_NS_MOUNT ? 0 : -1; /* else it has the node's /tmp */
 	if (r->cgroup_fd < 0) return -1;
 	snprintf(text, sizeof text, "%s%llu%s", held[k].before, (unsigned long long)value, held[k].behind);
-	if (nwp_cgroup(r, held[k].file, text) && (hand_down(r, held[k].file) || nwp_cgroup(r, held[k].file, text))) return -1;
+	/* What is written by way of memory is the group's whose memory it is (cgroups v2, "Writeback"). */
+	bool writes = l->resource == NW_LIMIT_IO_WRITE || l->resource == NW_LIMIT_IO_WRITE_OPS;
+	if (writes && faccessat(r->cgroup_fd, "memory.max", F_OK, 0) && hand_down(r, "memory.max")) return -1;
+	if (set(r, l, text) && (hand_down(r, held[k].file) || set(r, l, text))) return -1;
 	/* All of the run or nothing of it: what is left after the kernel has picked one process seldom notices. */
 	return l->resource == NW_LIMIT_MEMORY ? nwp_cgroup(r, "memory.oom.group", "1") : 0;
 }

@@ -15,7 +15,7 @@ from nodewrap.guard import MODES, Guard, Range
 
 SAY, PERMIT, DENY, MISTAKE, ERROR = range(5)
 RESOURCES = 16  # RLIM_NLIMITS of <sys/resource.h>
-RUN_LIMITS = range(32, 39)  # enum nw_limit_kind
+RUN_LIMITS = range(32, 43)  # enum nw_limit_kind
 MAX_FILE, MAX_BLOCK, MAX_INSIDE, MAX_GRACE_MS = 65536, 65536, 2**31 - 1, 600_000
 #: What a child may set in a record (docs/wire.md); True: may repeat.
 FACTS = {
@@ -166,7 +166,7 @@ _DECISION: Table = {
     6: ("mode", _mode, 0), 7: ("profile", _text(31), 0), 8: ("account", _struct(Account, _ACCOUNT, {1, 2, 4}), 512), 9: ("exclusive", _flag, 0),
     10: ("map", _struct(Mapping, _MAP, {1, 2, 3}), 1), 11: ("workdir", _text(4095), 0), 12: ("cwd", _text(4095), 0), 13: ("expose", _text(4095), 16),
     14: ("argv_from", _u64, 0), 15: ("search", _flag, 0), 16: ("keep", _id, 4096), 17: ("set", _text(131072), 512), 18: ("wall_ms", _u64, 0),
-    19: ("grace_ms", _u64, 0), 20: ("limit", _struct(Limit, _LIMIT, {1, 2}), 16), 21: ("status_fd", _up_to(255), 0),
+    19: ("grace_ms", _u64, 0), 20: ("limit", _struct(Limit, _LIMIT, {1, 2}), 20), 21: ("status_fd", _up_to(255), 0),
     22: ("file", _struct(File, _FILE, {1, 2, 3, 4}), 4), 23: ("fact", _struct(Fact, _FACT, {1, 2}), 160), 24: ("umask", _id, 0),
     26: ("alarm", _flag, 0), 27: ("syslog", _text(4096), 0), 28: ("before", _text(4095), 128), 29: ("image", _flag, 0),
 }

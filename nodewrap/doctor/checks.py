@@ -194,6 +194,8 @@ def _cgroup(node: Node) -> Finding:
 
 #: What limits of a run as a whole rest on (docs/limits.md).
 CONTROLLERS = ("memory", "pids", "cpu")
+#: NW_LIMIT_IO_*: what takes one more.
+IO = frozenset((37, 39, 40, 41, 42))
 
 
 def _limits(node: Node) -> Finding:
@@ -201,8 +203,9 @@ def _limits(node: Node) -> Finding:
     place = node.guard.cgroup if node.guard else ""
     if not place:
         return Finding(None, "the guard names no cgroup directory", f"put 'cgroup DIR' into {_paths.GUARD} if the policy limits runs as a whole")
+    wanted = CONTROLLERS + ("io",) * any(IO & set(rule["limits"]["run"]) for rule in (node.policy or {}).get("rules", ()))
     there = _text(f"{place}/cgroup.controllers").split()
-    absent = [name for name in CONTROLLERS if name not in there]
+    absent = [name for name in wanted if name not in there]
     if absent:
         saw = f"{place} has no {', '.join(absent)} ({' '.join(there) or 'no controllers'}): cgroup v1 has them, or the kernel lacks them"
         return Finding(False, saw, "boot with systemd.unified_cgroup_hierarchy=1")
@@ -210,7 +213,7 @@ def _limits(node: Node) -> Finding:
     group, above = place + own.rstrip("/"), os.path.dirname(place + own)
     delegated = own != "/" and node.guard is not None and _owned_by_callers(above, node.guard.caller_uid)
     given = _text(f"{above}/cgroup.controllers" if delegated else f"{group}/cgroup.subtree_control").split()
-    lacking = [name for name in CONTROLLERS if name not in given]
+    lacking = [name for name in wanted if name not in given]
     where = f"{above} is delegated to a caller" if delegated else f"{above} is not delegated to a caller, {group} hands down"
     return Finding(not lacking, f"{where}: {' '.join(given) or 'nothing'}")
 
@@ -415,7 +418,17 @@ def _tmp_directory(node: Node) -> str:
 def _tmp(node: Node) -> Finding:
     if not _tmp_directory(node):
         return Finding(None, "the guard names no tmp-dir", f"put 'tmp-dir DIR' into {_paths.GUARD}, or use tmpfs in the profile")
-    return _directory(_tmp_directory, TMP_SPACE)(node)
+    found = _directory(_tmp_directory, TMP_SPACE)(node)
+    held = "project quotas hold scratch (mode map)" if _counts_projects(_tmp_directory(node)) else "no project quotas: the size is looked at"
+    return found._replace(saw=f"{found.saw}; {held}") if found.yes else found
+
+
+def _counts_projects(path: str) -> bool:
+    """Is that place on a file system that is mounted with quotas for projects (ext4: prjquota; XFS: prjquota, pquota)?"""
+    number = os.stat(path).st_dev
+    wanted = f"{os.major(number)}:{os.minor(number)}"
+    lines = [line.split() for line in _text("/proc/self/mountinfo").splitlines()]
+    return any(fields[2] == wanted and {"prjquota", "pquota"} & set(fields[-1].split(",")) for fields in lines)
 
 
 def _audit_directory(node: Node) -> str:

@@ -19,7 +19,10 @@ Lookup = Callable[[str], Table]
 #: unlike RLIMIT_AS not the address space that Java and Go only reserve.
 _RLIMITS = {"cpu": 0, "file_size": 1, "memory": 2, "core": 4, "processes": 6, "files": 7}
 #: enum nw_limit_kind (csrc/decision.h): limits of the run as a whole, by its cgroup; scratch by its file systems.
-_RUN_LIMITS = {"memory": 32, "swap": 33, "processes": 34, "cpus": 35, "cpu_weight": 36, "io_weight": 37, "scratch": 38}
+_RUN_LIMITS = {
+    "memory": 32, "swap": 33, "processes": 34, "cpus": 35, "cpu_weight": 36, "io_weight": 37, "scratch": 38,
+    "io_read": 39, "io_write": 40, "io_read_ops": 41, "io_write_ops": 42,
+}
 _IDENTITY = {"switch": {"mode", "pool", "account", "lease"}, "map": {"mode", "inside_uid", "inside_gid", "size"}, "log-only": {"mode"}}
 #: What a [[stance]] may say otherwise than [site].
 _OVERRIDES = ("closed", "multi_user", "modes", "on_internal_error", "internal_error_profile", "minimum_assurance")

@@ -290,7 +290,9 @@ _IDENTITY = table(
 _LIMITS = table({
     "wall": duration, "grace": _grace, "cpu": _cpu_time, "memory": at_least(16 << 20, '"16MiB"'), "swap": size, "file_size": at_least(4096, '"4KiB"'),
     "core": size, "scratch": at_least(1 << 20, '"1MiB"'), "processes": integer(1, 4_000_000), "files": integer(16, 1_048_576),
-    "cpus": cpus, "cpu_weight": integer(1, 10_000), "io_weight": integer(1, 10_000), "on_missing": choice("refuse", "degrade"),
+    "cpus": cpus, "cpu_weight": integer(1, 10_000), "io_weight": integer(1, 10_000),
+    "io_read": at_least(64 << 10, '"64KiB"'), "io_write": at_least(64 << 10, '"64KiB"'),
+    "io_read_ops": integer(10, 1_000_000_000), "io_write_ops": integer(10, 1_000_000_000), "on_missing": choice("refuse", "degrade"),
 })
 _ENV = table({"keep": listed(_env), "strip": listed(_env), "set": named(text, _variable)})
 _APPTAINER = table({

@@ -6,16 +6,19 @@ Cgroup limits need a kernel with the controllers in cgroup v2: `make test-kernel
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.integration.conftest import V2
+from tests.integration.test_disk import PROFILES
 from tests.need import need
 from tests.node import until
 
@@ -182,6 +185,74 @@ print(json.dumps(n))
     assert end["process"]["ended_by"] == "exit"
 
 
+@contextlib.contextmanager
+def ext4(place, features="^quota", option="noatime"):
+    """64 MiB of it on a loop device, at that place, which is made. Skips where the kernel knows no such option."""
+    need("root", "mkfs.ext4")
+    subprocess.run([Path("/proc/sys/kernel/modprobe").read_text().strip(), "loop"], check=False)  # built in, or it cannot be had
+    need("loop")
+    image = place.with_suffix(".img")
+    with image.open("wb") as file:
+        file.truncate(64 * MIB)
+    place.mkdir()
+    try:
+        subprocess.run(["mkfs.ext4", "-q", "-O", features, image], check=True)
+        done = subprocess.run(["mount", "-o", f"loop,{option}", image, place], capture_output=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no ext4 with {option} on a loop device here ({done.stderr.decode().strip()[:80]}): make test-kernel runs this")
+        try:
+            yield place
+        finally:
+            subprocess.run(["umount", "-l", place], check=True)  # what a test that failed left there ends later
+    finally:
+        place.rmdir()
+        image.unlink()
+
+
+@pytest.fixture
+def disk(home, node, slot):
+    """A work directory on a disk of its own."""
+    with ext4(home / "disk") as place:
+        os.chown(place, node.pilot.uid, node.pilot.gid)
+        yield place
+
+
+#: Eight MiB to the disk: through memory, and past it. Prints the seconds of each. A file belongs to the group that wrote it first.
+WRITES = "for how in conv=fsync oflag=direct; do rm -f x; dd if=/dev/zero of=x bs=1M count=8 $how 2>&1 |" \
+    " sed -n 's/.*copied, \\([0-9.e-]*\\) s.*/\\1/p'; done"
+
+
+def test_a_payload_reads_and_writes_each_disk_no_faster_than_its_limit(node, slot, disk):
+    options = ["--workdir", str(disk)]
+    free = node.sh(kind(node), WRITES, options=options)
+    limited(node, 'io_read = "100MiB"\nio_write = "2MiB"\nio_read_ops = 5000\nio_write_ops = 500', slot)
+    with slot:
+        live = node.start(kind(node), "/bin/sh", "-c", f"read go; {WRITES}", options=options)
+    (group,) = slot.runs()
+    lines = {line.split(" ", 1)[0]: line.split(" ", 1)[1] for line in (group / "io.max").read_text().splitlines()}
+    assert lines.keys() == {path.read_text().strip() for path in Path("/sys/block").glob("*/dev")}
+    assert set(lines.values()) == {f"rbps={100 * MIB} wbps={2 * MIB} riops=5000 wiops=500"}
+    wanted = {"io_read": 100 * MIB, "io_write": 2 * MIB, "io_read_ops": 5000, "io_write_ops": 500}
+    assert node.site.records()[-1]["nodewrap"]["limits"] == wanted
+    assert not [what for what in live.events[0].get("degrade", ()) if what.startswith("limit-")]
+    code, out, err = live.end(b"go\n", 60)
+    assert (code, err) == (0, b"")
+    assert [3.5 < float(limit) > 1.5 * float(without) for limit, without in zip(out.split(), free.text.split())] == [True, True], (out, free)
+
+
+def test_a_limit_on_writing_that_would_miss_what_goes_through_memory_is_not_held(node, slot, disk):
+    limited(node, 'io_read = "100MiB"\nio_write = "2MiB"', slot)
+    (V2 / "cgroup.subtree_control").write_text("-memory")
+    try:
+        with slot:
+            live = node.start(kind(node), "sleep", "60", options=["--workdir", str(disk)])
+    finally:
+        (V2 / "cgroup.subtree_control").write_text("+memory")
+    assert [what for what in live.events[0]["degrade"] if what.startswith("limit-")] == ["limit-io_write"]
+    os.kill(live.pid, signal.SIGTERM)
+    assert live.end()[0] == 143
+
+
 ESCAPE = """
 import ctypes, json, os
 from pathlib import Path
@@ -334,6 +405,87 @@ def test_what_is_within_scratch_is_left_alone_however_many_names_it_has(setuid_n
 def test_scratch_without_a_mount_namespace_is_not_held_and_said_so(node):
     limited(node, 'scratch = "8MiB"')
     assert "limit-scratch" in node.sh("log-only", "true", profile="none").record("degrade")["nodewrap"]["degrade"]
+
+
+@pytest.fixture
+def counted(setuid_node):
+    """tmp-dir, with 8 MiB of scratch for a run, on a file system that counts by project."""
+    node = setuid_node
+    with ext4(node.site.prefix / "counted", "quota,project", "prjquota") as place:
+        node.open_guard(tmp_dir=str(place))
+        node.site.policy(node.policy_text().replace('grace = "1s"', 'grace = "1s"\nscratch = "8MiB"') + PROFILES)
+        yield place
+        node.open_guard(tmp_dir=None)
+        node.open_policy()
+
+
+def quota_of(place, project):
+    """(hard limit in KiB, files) of a project there."""
+    found = ctypes.create_string_buffer(72)
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.syscall(443, fd, 0x800007 << 8 | 2, project, found) == 0, os.strerror(ctypes.get_errno())  # quotactl_fd(2), Q_GETQUOTA, PRJQUOTA
+    finally:
+        os.close(fd)
+    return struct.unpack_from("QQQQQQ", found)[0], struct.unpack_from("QQQQQQ", found)[5]
+
+
+#: Take a directory out of its project (FS_IOC_FSSETXATTR), and keep it from handing the project down (FS_IOC_SETFLAGS); then write there.
+OUT_OF_PROJECT = """
+import fcntl, json, os, struct
+os.mkdir("/tmp/out")
+fd = os.open("/tmp/out", os.O_RDONLY)
+found = bytearray(28)
+fcntl.ioctl(fd, 0x801C581F, found)
+project = struct.unpack_from("I", found, 12)[0]
+said = []
+for call, words in ((0x401C5820, struct.pack("IIIII8x", 0, 0, 0, 0, 0)), (0x40086602, struct.pack("l", 0x80000))):
+    try:
+        fcntl.ioctl(fd, call, words)
+        said.append("done")
+    except OSError as wrong:
+        said.append(wrong.strerror)
+written = 0
+try:
+    with open("/tmp/out/x", "wb", 0) as file:
+        while written < 30 << 20:
+            written += file.write(bytes(1 << 16))
+except OSError as wrong:
+    said.append(wrong.strerror)
+print(json.dumps([project, said, written]))
+"""
+
+
+@pytest.mark.parametrize("who", ["map", "block"])
+def test_private_directories_on_disk_are_no_larger_than_scratch_to_the_block(setuid_node, counted, who):
+    script = "head -c 20000000 /dev/zero >/tmp/x; wc -c </tmp/x; head -c 100000 /dev/zero >/var/tmp/y; rm /tmp/x;" \
+        " head -c 4000000 /dev/zero >/var/tmp/z && echo again"
+    ran = setuid_node.sh(who, script)
+    written, *rest = ran.text.split()
+    assert (ran.rc, rest) == (0, ["again"]), ran
+    assert 7 * MIB < int(written) <= 8 * MIB
+    assert ran.err.count(b"quota exceeded") == 2, ran
+    project, said, written = setuid_node.python(who, OUT_OF_PROJECT)
+    assert "Disk quota exceeded" in said, said
+    assert 7 * MIB < written <= 8 * MIB
+    assert quota_of(counted, project) == (0, 0)
+
+
+def test_quota_of_a_run_that_was_killed_is_gone_with_its_directory(setuid_node, counted):
+    live = setuid_node.start("map", "/bin/sh", "-c", "echo x >/tmp/x; echo up; sleep 60")
+    assert live.process.stdout.readline() == b"up\n"
+    project = Path(f"/proc/{live.pid}").stat().st_uid
+    limit, files = quota_of(counted, project)
+    assert (limit, files > 3) == (8192, True)
+    front = live.process.pid
+    (keeper,) = map(int, Path(f"/proc/{front}/task/{front}/children").read_text().split())
+    for pid in (keeper, front):
+        os.kill(pid, signal.SIGKILL)
+    live.process.wait()
+    until(lambda: setuid_node.sweep() and not setuid_node.site.leases(), "swept", 20)
+    assert quota_of(counted, project) == (0, 0)
+    assert [path.name for path in counted.iterdir()] == ["lost+found"]
 
 
 @pytest.mark.parametrize("profile", ["strict", "compat"])

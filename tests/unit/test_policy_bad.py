@@ -142,6 +142,13 @@ CORPUS = {
             "cpus = true": "NW-POLICY-TYPE rule.limits.cpus is true or false True; next: write a number of processors, such as 4 or 1.5",
             "cpu_weight = 0": "NW-POLICY-VALUE rule.limits.cpu_weight is 0; next: write a number from 1 to 10000",
             "io_weight = 10001": "NW-POLICY-VALUE rule.limits.io_weight is 10001; next: write a number from 1 to 10000",
+            "io_weight = -1": "NW-POLICY-VALUE rule.limits.io_weight is -1; next: write a number from 1 to 10000",
+            'io_read = "0B"': "NW-POLICY-VALUE rule.limits.io_read is '0B'; next: write at least \"64KiB\", or delete the key",
+            'io_write = "1KiB"': "NW-POLICY-VALUE rule.limits.io_write is '1KiB'; next: write at least \"64KiB\", or delete the key",
+            'io_write = "-1MiB"': f"NW-POLICY-VALUE rule.limits.io_write is '-1MiB'; {SIZES}",
+            'io_read = "99999999TiB"': f"NW-POLICY-VALUE rule.limits.io_read is '99999999TiB'; {SIZES}",
+            "io_read_ops = 0": "NW-POLICY-VALUE rule.limits.io_read_ops is 0; next: write a number from 10 to 1000000000",
+            "io_write_ops = -5": "NW-POLICY-VALUE rule.limits.io_write_ops is -5; next: write a number from 10 to 1000000000",
             'on_missing = "ignore"': "NW-POLICY-VALUE rule.limits.on_missing is 'ignore'; next: write one of \"refuse\", \"degrade\"",
         }.items()
     },

@@ -242,9 +242,11 @@ def test_a_rule_has_its_own_limits_of_the_run_over_the_sites(policy):
 processes = 50
 cpus = 8
 io_weight = 10
+io_write = "100MiB"
+io_read_ops = 5000
 """
     limits = decide(policy(text)).limits
-    assert (limits["run"], limits["must"]) == ({32: 1 << 30, 33: 2 << 30, 34: 50, 35: 150_000, 37: 10}, True)
+    assert (limits["run"], limits["must"]) == ({32: 1 << 30, 33: 2 << 30, 34: 50, 35: 150_000, 37: 10, 40: 100 << 20, 41: 5000}, True)
 
 
 def test_a_policy_without_limits_asks_nothing_of_a_cgroup(policy):
