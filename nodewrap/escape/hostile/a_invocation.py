@@ -441,14 +441,15 @@ def trace(seconds, *argv):
     while time.monotonic() < end and read(f"/proc/{pid}/stat").decode().rpartition(")")[2].split()[0] != "Z":
         for one in family(pid):
             try:
-                name = read(f"/proc/{one}/stat").decode().split("(")[1].split(")")[0]
+                name = name_of(one)
                 ids = read(f"/proc/{one}/status").decode().split("Uid:\t")[1].split("\n")[0].split()
             except OSError:
                 continue
             tries += 1
             if name.startswith("python") and ids == [str(os.getuid())] * 4:  # not executed yet; the policy child's interpreter has an id of its own
                 continue
-            if seize(one) or can_read(one):
+            name = seize(one) or (can_read(one) and name_of(one))  # it may have become the payload since: that one is the pilot's own
+            if name:
                 found.add(f"{name}:{'/'.join(ids)}")
     return f"{tries} tries: {sorted(found)}"
 
@@ -468,13 +469,23 @@ def family(pid):
     return found
 
 
+def name_of(pid):
+    """"" when it has gone."""
+    try:
+        return read(f"/proc/{pid}/stat").decode().split("(")[1].split(")")[0]
+    except OSError:
+        return ""
+
+
 def seize(pid):
+    """The name of what was traced, read while it stood still; "" when it could not be."""
     if LIBC.ptrace(0x4206, pid, None, None) < 0:  # PTRACE_SEIZE
-        return False
+        return ""
     LIBC.ptrace(0x4207, pid, None, None)  # PTRACE_INTERRUPT
     os.waitid(os.P_PID, pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+    name = name_of(pid)
     LIBC.ptrace(17, pid, None, None)  # PTRACE_DETACH
-    return True
+    return name
 
 
 def can_read(pid):
