@@ -97,7 +97,7 @@ def lowly(*argv):
     """First to be killed for want of memory, last to run."""
     with open("/proc/self/oom_score_adj", "w") as file:
         file.write("1000")
-    os.nice(19)
+    os.nice(5)  # more would make the attack itself wait on a busy node
     then(argv)
 
 

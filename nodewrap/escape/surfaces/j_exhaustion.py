@@ -173,15 +173,15 @@ def many_at_once(arena: Arena) -> Seen:
 
 @attack("J15", "memory file systems end with the run; in none a walk as the id", accepted=(SAME_ID_BARE, SHARED_ID_BARE))
 def cleanup_bomb(arena: Arena) -> Seen:
-    """6,000 files at the very end. Reached: they stay, or the end takes longer than five seconds."""
+    """2,100 files at the very end. Reached: they stay, or the end takes longer than five seconds."""
     for place in PLACES:
         arena.undo(lambda place=place: shutil.rmtree(f"{place}/{arena.nonce}"))  # type: ignore[misc]
-    ran = arena.payload(HERE, "litter", arena.nonce, 2000)
+    ran = arena.payload(HERE, "litter", arena.nonce, 700)
     left = [place for place in PLACES if os.path.exists(f"{place}/{arena.nonce}")]
     return Seen(bool(left) or ran.seconds > 6, f"left in: {', '.join(left) or 'nothing'}; start to end {ran.seconds:.1f} s")
 
 
-@attack("J16", "init reaps orphans, and is waited for", peers=False)
+@attack("J16", "init reaps orphans, and is waited for", only=lambda at: at.profile in ("strict", "none"), peers=False)
 def hidden_work(arena: Arena) -> Seen:
     """0.2 s of processor time by an orphan: in what wait4(2) tells the pilot of its child, as a batch system asks it, and in the record."""
     null = subprocess.DEVNULL
