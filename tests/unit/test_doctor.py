@@ -354,6 +354,28 @@ def test_limits_of_a_run_as_a_whole_need_a_group_that_is_the_callers_above_its_o
     assert said.format(top=tmp_path) in found.saw
 
 
+@pytest.mark.parametrize(("limit", "yes"), [(34, True), (37, False), (39, False), (42, False)])
+def test_a_limit_of_disks_needs_their_controller_and_no_other_limit_does(tmp_path, monkeypatch, limit, yes):
+    (tmp_path / "slot/pilot").mkdir(parents=True)
+    for group, text in (("", ALL), ("slot", "cpu memory pids")):
+        (tmp_path / group / "cgroup.controllers").write_text(text + "\n")
+    monkeypatch.setattr(checks, "_own_cgroup", lambda: "/slot/pilot")
+    on = node()
+    on.guard.cgroup, on.guard.caller_uid = str(tmp_path), (Range(os.getuid(), os.getuid()),)
+    on.policy = {"rules": [{"limits": {"run": {limit: 1}}}]}
+    assert checks._limits(on).yes is yes
+
+
+@pytest.mark.parametrize(("line", "yes"), [
+    ("36 1 {0} / / rw - ext4 /dev/x rw,prjquota", True), ("36 1 {0} / / rw - xfs /dev/x rw,pquota,noquota", True),
+    ("36 1 {0} / / rw - ext4 /dev/x rw,usrquota", False), ("36 1 0:9999 / / rw - ext4 /dev/x rw,prjquota", False), ("", False),
+])
+def test_a_file_system_that_counts_by_project_is_known_by_its_mount(tmp_path, monkeypatch, line, yes):
+    number = tmp_path.stat().st_dev
+    monkeypatch.setattr(checks, "_text", lambda _: line.format(f"{os.major(number)}:{os.minor(number)}"))
+    assert checks._counts_projects(str(tmp_path)) is yes
+
+
 def test_a_cgroup_that_is_mounted_can_be_made_and_is_gone_afterwards():
     need("root", "cgroup2")
     place = next(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line)
