@@ -78,6 +78,7 @@ static void put_isolation(struct nw_json *j, struct nw_run *r) {
 	nw_json_strings(j, "nodewrap.isolation.namespaces", on, n);
 	const char *private = r->launcher->privileged ? "private" : "pasta";
 	nw_json_string(j, "nodewrap.isolation.network", r->address ? private : r->profile.namespaces & NW_NS_NET ? "none" : "host");
+	if (r->address6[0]) nw_json_string(j, "nodewrap.isolation.ipv6", r->address6);
 	nw_json_bool(j, "nodewrap.isolation.seccomp", r->profile.seccomp[0]);
 	nw_json_bool(j, "nodewrap.isolation.own_cgroup", r->cgroup[0]);
 	if (r->terminal) nw_json_bool(j, "nodewrap.isolation.own_terminal", true);

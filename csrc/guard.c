@@ -66,7 +66,7 @@ static int parse_range(const char *s, struct nw_range *r) {
 }
 
 /* One line of either file: its word, how the rest is read, and where it goes. Twice: it may repeat. */
-enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, NETWORK, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE, WALLS, PORTS };
+enum kind { PATH, NAME, RANGES, LIMIT, CHOICE, CHILD, NETWORK, NETWORK6, ALLOW, NAMESPACES, BIND, LINK, TMPFS, DEV, PLAIN, PLACE, WALLS, PORTS };
 struct key {
 	const char *word;
 	enum kind kind;
@@ -80,6 +80,7 @@ static const char *const LAUNCHERS[] = { "setuid", "socket", "userns", NULL };
 static const char *const ON_FAILURE[] = { "deny", "run-and-flag", "run", NULL };
 static const char *const NO_YES[] = { "no", "yes", NULL },
 			 *const LANDLOCK[] = { "abstract", "signals", "files", "tcp", NULL },
+			 *const ROUTES[] = { "routed", "nat", NULL },
 			 *const MISSING[] = { "refuse", "degrade", NULL };
 static const char *const KINDS[] = { "pid", "ipc", "uts", "cgroup", "mount", "net", NULL }, *const MODES[] = { "ro", "rw", "ro?", "rw?", NULL };
 
@@ -100,6 +101,7 @@ static const struct key GUARD[] = {
 	{ "tmp-dir", PATH, AT(tmp_dir), 0, NULL, false },
 	{ "netd", PATH, AT(netd), 0, NULL, false },
 	{ "network", NETWORK, 0, 0, NULL, false },
+	{ "network6", NETWORK6, 0, 0, NULL, false },
 	{ "switch-uid", RANGES, AT(switch_uid), LOWEST_ACCOUNT, NULL, false },
 	{ "switch-gid", RANGES, AT(switch_gid), LOWEST_ACCOUNT, NULL, false },
 	{ "map-uid", RANGES, AT(map_uid), LOWEST_ACCOUNT, NULL, false },
@@ -164,6 +166,22 @@ static int network(struct nw_lines *l, struct nw_guard *g, struct nw_err *e) {
 	if (!word || part[4] < 8 || address & ~mask) return bad(l, e, "wants the address of a network and its bits, as in 10.200.0.0/16, from /8 to /30");
 	g->network = (uint32_t)address;
 	g->netmask = (uint32_t)mask;
+	return 0;
+}
+
+/* A prefix of global or of unique local addresses (RFC 4291, 4193), with room for an IPv4 address behind it, and how it is seen outside. */
+static int network6(struct nw_lines *l, struct nw_guard *g, struct nw_err *e) {
+	unsigned char *a = g->network6, rest = 0;
+	char *slash = l->words == 3 ? strchr(l->word[1], '/') : NULL;
+	uint64_t bits = 0;
+	if (slash) *slash = 0;
+	bool fits = slash && nw_number(slash + 1, 96, &bits) == 0 && bits >= 16 && nw_address6(l->word[1], a) == 0;
+	for (uint64_t i = 0; fits && i < 128; i++)
+		if (i >= bits) rest |= a[i / 8] & 128 >> i % 8;
+	g->nat6 = fits ? choice(ROUTES, l->word[2]) : -1;
+	if (g->nat6 < 0 || rest || ((a[0] & 0xe0) != 0x20 && (a[0] & 0xfe) != 0xfc))
+		return bad(l, e, "wants a prefix of global or of unique local addresses, from /16 to /96, and nat or routed, as in fd12:3456:789a::/64 nat");
+	g->bits6 = (int)bits;
 	return 0;
 }
 
@@ -295,6 +313,7 @@ static int take(struct nw_lines *l, const struct key *k, void *base, struct nw_e
 	case RANGES: return ranges(l, (struct nw_ranges *)(void *)((char *)base + k->at), k->bound, e);
 	case CHILD: return child(l, base, e);
 	case NETWORK: return network(l, base, e);
+	case NETWORK6: return network6(l, base, e);
 	case ALLOW: return allow(l, base, e);
 	case NAMESPACES: return namespaces(l, base, e);
 	case WALLS: return walls(l, base, e);

@@ -41,6 +41,8 @@ struct nw_guard {
 	int syslog;
 	uint64_t deadline_ms, max_wall_s;
 	uint32_t network, netmask; /* of payloads' private addresses, in the host's byte order; netmask 0: there are none */
+	unsigned char network6[16]; /* theirs of IPv6: this prefix, and the IPv4 address in the last four bytes */
+	int bits6, nat6;            /* of the prefix, 0: no IPv6; behind the node's address */
 	struct nw_ranges caller_uid, switch_uid, switch_gid, map_uid, tracking_gid;
 	struct nw_names allow[NW_MODES]; /* profiles per mode; n 0: the mode is off */
 };

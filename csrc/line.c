@@ -1,5 +1,6 @@
 #include "line.h"
 
+#include <arpa/inet.h>
 #include <string.h>
 
 void nw_lines_begin(struct nw_lines *l, char *text, size_t len) {
@@ -63,4 +64,8 @@ int nw_octal(const char *s, uint32_t *v) {
 	}
 	*v = n;
 	return digits ? 0 : -1;
+}
+
+int nw_address6(const char *s, unsigned char *to) {
+	return inet_pton(AF_INET6, s, to) == 1 ? 0 : -1;
 }

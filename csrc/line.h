@@ -27,5 +27,7 @@ int nw_lines_next(struct nw_lines *l, struct nw_err *e);
 int nw_number(const char *s, uint64_t max, uint64_t *v);
 /* An octal mode of 1 to 4 digits: 0, else -1. */
 int nw_octal(const char *s, uint32_t *v);
+/* An address of IPv6, in 16 bytes: 0, else -1. */
+int nw_address6(const char *s, unsigned char *to);
 
 #endif

@@ -7,7 +7,7 @@
 
 struct given {
 	uint32_t error, address; /* 0; in network byte order */
-	char text[248];          /* of an error */
+	char text[248];          /* of an error; else the address of IPv6 that the namespace has, too */
 };
 
 /* Never the host's network instead: without, there is loopback alone, and that only where the profile says "degrade". */
@@ -90,6 +90,7 @@ static int receive(int s, const char *who, struct given *g) {
 	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) memcpy(&fd, CMSG_DATA(c), sizeof fd);
 	g->text[sizeof g->text - 1] = 0;
 	if (n == (ssize_t)sizeof *g) return fd;
+	g->error = 1;
 	snprintf(g->text, sizeof g->text, "%s %s", who, n < 0 && errno == EAGAIN ? "does not answer" : "hung up");
 	nwp_close(&fd);
 	return -1;
@@ -103,6 +104,15 @@ void nwp_network_end(struct nw_run *r) {
 	if (send(r->netd, "", 1, MSG_NOSIGNAL) == 1 && poll(&p, 1, 1000) == 1) n = recv(r->netd, r->remote, sizeof r->remote, MSG_DONTWAIT);
 	for (r->remotes = 0; (r->remotes + 1) * (ssize_t)sizeof *r->remote <= n; r->remotes++) r->remote[r->remotes][sizeof *r->remote - 1] = 0;
 	nwp_close(&r->netd);
+}
+
+/* What the guard makes of an address of IPv4 (docs/network.md); "" for nothing. */
+static void expected6(const struct nw_run *r, char *to, size_t size) {
+	unsigned char a[16];
+	uint32_t four = htonl(r->address);
+	memcpy(a, r->guard.network6, sizeof a);
+	memcpy(a + 12, &four, sizeof four);
+	if (!r->launcher->privileged || !r->guard.bits6 || !inet_ntop(AF_INET6, a, to, (socklen_t)size)) *to = 0;
 }
 
 /* Before init, which enters it; without privilege after init, whose it is. The connection stays: its end, whatever ends us, is the end of the run
@@ -122,15 +132,19 @@ int nwp_network(struct nw_run *r, struct nw_err *e) {
 	struct iovec part[] = { { &r->caller.uid, sizeof r->caller.uid }, { rules, len } };
 	struct msghdr m = { .msg_iov = part, .msg_iovlen = 2 };
 	r->netd = own ? spawn(r, &maker) : reach(r);
-	if (r->netd < 0 || sendmsg(r->netd, &m, MSG_NOSIGNAL) != (ssize_t)(sizeof r->caller.uid + len))
+	g.error = r->netd < 0 || sendmsg(r->netd, &m, MSG_NOSIGNAL) != (ssize_t)(sizeof r->caller.uid + len);
+	if (g.error)
 		snprintf(g.text, sizeof g.text, "%.150s: %s%s", own ? who : r->guard.netd, strerror(errno), own ? "" : "; start \"nodewrap netd\"");
 	else r->netns = receive(r->netd, who, &g);
 	free(rules);
 	r->address = ntohl(g.address);
-	if (!g.text[0] && (g.error || own != (r->netns < 0) || (r->address & r->guard.netmask) != r->guard.network))
-		snprintf(g.text, sizeof g.text, "%s gave an address outside of the guard's network, or none", who);
-	if (!g.text[0]) return 0;
+	expected6(r, r->address6, sizeof r->address6);
+	bool wrong = own != (r->netns < 0) || (r->address & r->guard.netmask) != r->guard.network || strcmp(g.text, r->address6);
+	if (!g.error && !wrong) return 0;
+	if (!g.error || !g.text[0])
+		snprintf(g.text, sizeof g.text, "%s gave an address outside of the guard's networks, or none; restart it after a change of the guard", who);
 	r->address = 0;
+	r->address6[0] = 0;
 	nwp_close(&r->netns);
 	nwp_close(&r->netd);
 	if (maker > 0) nwp_wait(maker, 0); /* and what it started dies with it */

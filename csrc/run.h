@@ -156,7 +156,8 @@ struct nw_run {
 	int userns; /* the payload's user namespace (userns launcher), or -1 */
 	int netd, netns; /* private network: the connection that stays, and the namespace until init is in it; or -1 */
 	uint32_t address; /* the payload's there, in the host's byte order; 0: none */
-	char remote[32][48]; /* where it connected to, for the record */
+	char address6[48];       /* in words; "": no IPv6 */
+	char remote[32][64]; /* where it connected to, for the record */
 	int remotes;
 	uint32_t session;        /* the kernel's audit session of the payload, AUDIT_SID_UNSET when it has none */
 	int std[3]; /* what the payload gets as 0-2 */

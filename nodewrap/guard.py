@@ -7,6 +7,7 @@ look at a node (`doctor`, `audit show`) read the guard with it.
 from __future__ import annotations
 
 import re
+from _socket import AF_INET6, inet_ntop, inet_pton
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -54,6 +55,26 @@ class Network(NamedTuple):
         return f"{dotted(self.address)}/{self.bits}"
 
 
+class Network6(NamedTuple):
+    """As Network, of IPv6. nat: outside the node's own address is seen; of the guard's range alone."""
+
+    address: int
+    bits: int
+    nat: bool = False
+
+    def __str__(self) -> str:
+        return f"{colons(self.address)}/{self.bits}"
+
+    def of(self, address: int) -> int:
+        """The address in this range of who has that one of IPv4."""
+        return self.address | address
+
+
+def colons(address: int) -> str:
+    """``fd00::1`` of the number."""
+    return inet_ntop(AF_INET6, address.to_bytes(16, "big"))
+
+
 def dotted(address: int) -> str:
     """``10.2.0.1`` of the number."""
     return ".".join(str(byte) for byte in address.to_bytes(4, "big"))
@@ -79,6 +100,7 @@ class Guard:
     tmp_dir: str = ""
     netd: str = ""
     network: Network | None = None
+    network6: Network6 | None = None
     deadline_ms: int = DEFAULT_DEADLINE_MS
     max_wall_s: int = DEFAULT_WALL_S
     caller_uid: tuple[Range, ...] = ()
@@ -240,6 +262,18 @@ def _network(words: Words) -> Network:
     return found
 
 
+def _network6(words: Words) -> Network6:
+    prefix, _, bits = words[0].partition("/") if len(words) == 2 else ("", "", "")
+    try:
+        found = Network6(int.from_bytes(inet_pton(AF_INET6, prefix), "big"), _between(bits, 16, 96), _choice(words[-1], ("routed", "nat")) == "nat")
+    except OSError:
+        raise ValueError(f"{prefix[:60]!r} is not an address of IPv6") from None
+    top = found.address >> 120
+    if found.address & ((1 << 128 - found.bits) - 1) or not (top & 0xE0 == 0x20 or top & 0xFE == 0xFC):
+        raise ValueError(f"{words[0][:60]!r} is not a prefix of global or of unique local addresses, as fd12:3456:789a::/64 is")
+    return found
+
+
 def _one_path(words: Words) -> str:
     return _path(_only(words))
 
@@ -249,6 +283,7 @@ GUARD_LINES: dict[str, Callable[[Words], Any]] = {
     "launcher": lambda words: _choice(_only(words), ("setuid", "socket", "userns")),
     "child": _child,
     "network": _network,
+    "network6": _network6,
     "audit-on-failure": lambda words: _choice(_only(words), ("deny", "run-and-flag", "run")),
     "syslog": lambda words: _choice(_only(words), ("no", "yes")) == "yes",
     "deadline-ms": lambda words: _between(_only(words), 1, MAX_DEADLINE_MS),

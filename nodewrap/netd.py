@@ -24,7 +24,7 @@ from typing import NoReturn
 import prctl
 
 from nodewrap import netbuild, netkernel, netleft, network, policyd
-from nodewrap.guard import Guard, Network
+from nodewrap.guard import Guard, Network, Network6, colons
 from nodewrap.netbuild import ANSWER
 from nodewrap.netkernel import NetError
 
@@ -51,10 +51,10 @@ RESERVE, REFUSING = 64, 16
 SHARE = 3
 CALLER = struct.Struct("=I")
 REPLY = struct.Struct("=I4s248s")
-LARGEST = 16 * (network.MOST + 1)
+LARGEST = network.HEAD.size + network.PIECE.size * network.MOST
 BACKLOG = 256
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-FORWARD = "/proc/sys/net/ipv4/ip_forward"
+FORWARD, FORWARD6 = "net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"
 
 
 class NetdError(Exception):
@@ -69,16 +69,17 @@ def run(guard_path: str) -> None:
     """Serve until SIGTERM, SIGINT or SIGHUP. Raises NetdError."""
     guard = read_guard(guard_path)
     assert guard.network
-    taken = netbuild.overlap(guard.network)
-    if taken:
-        raise wrong(f"network {guard.network} of {guard_path} collides with the route {taken}; next: choose a range that the node has no way to")
+    for wanted in (guard.network, guard.network6):
+        taken = netbuild.overlap(wanted) if wanted else ""
+        if taken:
+            raise wrong(f"network {wanted} of {guard_path} collides with the route {taken}; next: choose a range that the node has no way to")
     with _as_netd(), policyd.only_one(guard.netd), policyd.listen(guard.netd, socket.SOCK_SEQPACKET, BACKLOG) as listening:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
         if files < RESERVE + 2:
             raise wrong(f"RLIMIT_NOFILE is {files}, and a run takes two beside {RESERVE}; raise it (LimitNOFILE of the service)")
         _give_up()
-        daemon = Netd(guard.network, listening, guard.state + "/leases", files)
+        daemon = Netd(guard.network, listening, guard.state + "/leases", files, guard.network6)
         try:
             daemon.secure()
         except NetError as error:
@@ -134,11 +135,13 @@ def say(text: str) -> None:
     print(f"nodewrap: NW-NETD: {text}", file=sys.stderr, flush=True)
 
 
-def forwarding() -> str:
+def forwarding(six: Network6 | None = None) -> str:
     """Why the node passes nobody's packets on, or "". Raises OSError."""
-    with open(FORWARD, encoding="ascii") as file:
-        on = file.read().strip() != "0"
-    return "" if on else "net.ipv4.ip_forward is 0; sysctl -w net.ipv4.ip_forward=1, and keep it in /etc/sysctl.d"
+    for name in (FORWARD, FORWARD6)[:1 + bool(six)]:
+        with open("/proc/sys/" + name.replace(".", "/"), encoding="ascii") as file:
+            if file.read().strip() == "0":
+                return f"{name} is 0; sysctl -w {name}=1, and keep it in /etc/sysctl.d"
+    return ""
 
 
 class Ready:
@@ -182,13 +185,13 @@ class Builder:
 
 
 class Netd:
-    """wanted: the guard's range. leases: the directory of the launcher's. files: descriptors that we may have.
+    """wanted, six: the guard's ranges. leases: the directory of the launcher's. files: descriptors that we may have.
 
     pool: what is ready, by numbers, the network asked for last at the end. doomed: (when, link, address) of runs that have ended.
     """
 
-    def __init__(self, wanted: Network, listening: socket.socket, leases: str = "", files: int = 1024) -> None:
-        self.wanted, self.listening, self.leases = wanted, listening, leases
+    def __init__(self, wanted: Network, listening: socket.socket, leases: str = "", files: int = 1024, six: Network6 | None = None) -> None:
+        self.wanted, self.six, self.listening, self.leases = wanted, six, listening, leases
         self.most = (files - RESERVE) // 2
         self.pool: dict[bytes, list[Ready]] = {}
         self.waiting: list[Peer] = []
@@ -240,7 +243,7 @@ class Netd:
 
     def secure(self) -> None:
         """The node's table as it must be now. Raises NetError."""
-        netkernel.nft(network.node_ruleset(self.wanted, netkernel.resolvers()[0]))
+        netkernel.nft(network.node_ruleset(self.wanted, self.six, netkernel.resolvers(self.six is not None)[0]))
         self.stamp = self._stamp()
 
     def _stamp(self) -> object:
@@ -269,7 +272,7 @@ class Netd:
                 self.secure()
             if changed:
                 self._drop(self.pool)
-            self.trouble = self._routes() or forwarding()
+            self.trouble = self._routes() or forwarding(self.six)
         except (NetError, OSError) as error:
             self.trouble = str(error)
 
@@ -277,8 +280,8 @@ class Netd:
         """A collision, looked for seldom: it takes 10 ms."""
         if time.monotonic() > self.look_routes:
             self.look_routes = time.monotonic() + LOOK_ROUTES
-            self.collides = netbuild.overlap(self.wanted)
-        return f"{self.wanted} collides with the route {self.collides}; change one of them" if self.collides else ""
+            self.collides = netbuild.overlap(self.wanted) or (netbuild.overlap(self.six) if self.six else "")
+        return f"the range of payloads collides with the route {self.collides}; change one of them" if self.collides else ""
 
     # ---- launchers ----
 
@@ -357,7 +360,7 @@ class Netd:
 
     def _give(self, peer: Peer, ready: Ready) -> None:
         """The namespace, of which no descriptor stays here: it must end with the payload."""
-        body = REPLY.pack(0, ready.address.to_bytes(4, "big"), b"")
+        body = REPLY.pack(0, ready.address.to_bytes(4, "big"), colons(self.six.of(ready.address)).encode() if self.six else b"")
         try:
             peer.sock.sendmsg([body], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [ready.namespace]))])
         except OSError:
@@ -419,7 +422,7 @@ class Netd:
             return
         if pid == 0:
             us.close()
-            _be_builder(them, self.wanted, self.next, numbers)
+            _be_builder(them, self.wanted, self.six, self.next, numbers)
         them.close()
         self.next += 1
         self.builder = Builder(numbers, us, pid)
@@ -534,7 +537,7 @@ class Netd:
             return
         try:
             prctl.set_pdeathsig(signal.SIGKILL)  # it has netd's lock, which the next one wants
-            netleft.end(left, self.wanted)
+            netleft.end(left, self.wanted, self.six)
         except OSError as error:
             say(f"connections of a run that has ended stay: {error}")
         finally:
@@ -555,12 +558,12 @@ class Netd:
         self._end([(link, address) for link, address in unknown.items() if address not in runs])
 
 
-def _be_builder(to: socket.socket, wanted: Network, start: int, numbers: bytes) -> NoReturn:
+def _be_builder(to: socket.socket, wanted: Network, six: Network6 | None, start: int, numbers: bytes) -> NoReturn:
     try:
         prctl.set_pdeathsig(signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        netbuild.main(to, wanted, start, numbers)
+        netbuild.main(to, wanted, six, start, numbers)
     finally:
         os._exit(0)

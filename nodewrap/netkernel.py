@@ -14,7 +14,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
-from nodewrap.guard import dotted
+from nodewrap.guard import colons, dotted
 
 NFT = "/usr/sbin/nft"
 RESOLV_CONF = "/etc/resolv.conf"
@@ -49,16 +49,17 @@ def nft(text: str) -> None:
         raise NetError(f"{NFT}: {said[0][:160]}")
 
 
-def resolvers() -> tuple[list[str], dict[str, str]]:
-    """IPv4 resolvers of the node, and for those on its loopback one that answers in their place (namespace_ruleset)."""
-    named = _nameservers(RESOLV_CONF)
+def resolvers(six: bool = False) -> tuple[list[str], dict[str, str]]:
+    """Resolvers of the node, and for those on its loopback one that answers in their place (namespace_ruleset). six: those of IPv6, too."""
+    named = _nameservers(RESOLV_CONF, six)
     local = [address for address in named if address.startswith("127.")]
-    behind = [address for address in _nameservers(UPSTREAM) if not address.startswith("127.")] if local else []
+    behind = [address for address in _nameservers(UPSTREAM, six) if not address.startswith("127.")] if local else []
     remote = [address for address in named if address not in local]
-    return list(dict.fromkeys(remote + behind)), dict.fromkeys(local, behind[0]) if behind else {}
+    four = next((address for address in behind if ":" not in address), "")
+    return list(dict.fromkeys(remote + behind)), dict.fromkeys(local, four) if four else {}
 
 
-def _nameservers(path: str) -> list[str]:
+def _nameservers(path: str, six: bool) -> list[str]:
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
@@ -66,10 +67,19 @@ def _nameservers(path: str) -> list[str]:
     except OSError:
         return []
     for line in words:
-        with contextlib.suppress(OSError):
-            if line[:1] == ["nameserver"] and len(line) > 1:
-                found.append(dotted(int.from_bytes(socket.inet_pton(socket.AF_INET, line[1]), "big")))
+        if line[:1] == ["nameserver"] and len(line) > 1:
+            found += _plain(line[1], six)
     return found
+
+
+def _plain(word: str, six: bool) -> list[str]:
+    """The address as the kernel writes it, if it is one that a payload could reach at all: not of a link, nor of the node's loopback in IPv6."""
+    with contextlib.suppress(OSError):
+        return [dotted(int.from_bytes(socket.inet_pton(socket.AF_INET, word), "big"))]
+    with contextlib.suppress(OSError):
+        number = int.from_bytes(socket.inet_pton(socket.AF_INET6, word), "big") if six else 0
+        return [colons(number)] if number > 1 and number >> 118 != 0x3FA else []
+    return []
 
 
 def netfilter() -> int:
@@ -84,10 +94,10 @@ def netfilter() -> int:
 NFNL_TABLES = 10 << 8
 GET_TABLE, GET_ELEMENTS = 1, 13
 REQUEST, DUMP, ERROR, DONE = 1, 0x300, 2, 3
-FAMILY_IP, FAMILY_INET = 2, 1
+FAMILIES, FAMILY_INET = (2, 10), 1
 GET_ADDRESSES, IFA_ADDRESS, IFA_LOCAL = 22, 1, 2
 #: One place that a payload opened connections to, in words. So many are told at most.
-REMOTE = struct.Struct("48s")
+REMOTE = struct.Struct("64s")
 REMOTES = 32
 #: What netfilter said of it: protocol, port, connections, address.
 Row = tuple[int, int, int, bytes]
@@ -103,13 +113,16 @@ def _request(kind: int, flags: int, family: int, *attributes: bytes) -> bytes:
 
 
 def has_table(name: str) -> bool:
-    """Whether the node has a table of that name. Raises OSError when netfilter does not say."""
+    """Whether the node has tables of that name, for IPv4 and IPv6. Raises OSError when netfilter does not say."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_NETFILTER) as sock:
         sock.settimeout(2)
         sock.bind((0, 0))
-        sock.send(_request(GET_TABLE, 0, FAMILY_IP, _attribute(1, name.encode() + b"\0")))
-        answer = sock.recv(1 << 16)
-    kind: int = struct.unpack_from("=H", answer, 4)[0]
+        return all(_has(sock, family, name) for family in FAMILIES)
+
+
+def _has(sock: socket.socket, family: int, name: str) -> bool:
+    sock.send(_request(GET_TABLE, 0, family, _attribute(1, name.encode() + b"\0")))
+    kind: int = struct.unpack_from("=H", sock.recv(1 << 16), 4)[0]
     return kind != ERROR
 
 
@@ -127,23 +140,24 @@ def _dump(sock: socket.socket, request: bytes) -> Iterator[bytes]:
             at += (length + 3) & ~3
 
 
-def node_addresses() -> list[str]:
-    """The node's own IPv4 addresses, without loopback. Raises OSError."""
+def node_addresses(six: bool = False) -> list[str]:
+    """The node's own addresses, without loopback. six: those of IPv6, too. Raises OSError."""
     found = set()
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE) as sock:
-        for message in _dump(sock, struct.pack("=IHHIIBxxxI", 24, GET_ADDRESSES, REQUEST | DUMP, 1, 0, socket.AF_INET, 0)):
-            parts = dict(_nested(message[8:]))
-            found.add(socket.inet_ntop(socket.AF_INET, parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]))
-    return sorted(address for address in found if not address.startswith("127."))
+        for family in (socket.AF_INET, socket.AF_INET6)[:1 + six]:
+            for message in _dump(sock, struct.pack("=IHHIIBxxxI", 24, GET_ADDRESSES, REQUEST | DUMP, 1, 0, family, 0)):
+                parts = dict(_nested(message[8:]))
+                found.add(socket.inet_ntop(family, parts.get(IFA_LOCAL) or parts[IFA_ADDRESS]))
+    return sorted(address for address in found if not address.startswith("127.") and address != "::1")
 
 
 def opened(netfilter: int) -> list[Row]:
-    """Where connections went, most first, by the set that the namespace's rules fill. netfilter: a socket in the namespace."""
+    """Where connections went, most first, by the sets that the namespace's rules fill. netfilter: a socket in the namespace."""
     found: list[Row] = []
-    request = _request(GET_ELEMENTS, DUMP, FAMILY_INET, _attribute(1, b"nodewrap\0"), _attribute(2, b"seen\0"))
     with socket.socket(fileno=os.dup(netfilter)) as sock, contextlib.suppress(OSError):
-        for message in _dump(sock, request):
-            found += _elements(message[4:])
+        for name in (b"seen\0", b"seen6\0"):
+            for message in _dump(sock, _request(GET_ELEMENTS, DUMP, FAMILY_INET, _attribute(1, b"nodewrap\0"), _attribute(2, name))):
+                found += _elements(message[4:])
     return sorted(found, key=lambda row: (-row[2], row))
 
 
@@ -158,21 +172,27 @@ def _nested(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _elements(data: bytes) -> Iterator[Row]:
-    """Of NFTA_SET_ELEM_LIST_ELEMENTS (3): each has a key (1), whose value (1) is address, protocol and port in 4 bytes each, and a counter (7)."""
+    """Of NFTA_SET_ELEM_LIST_ELEMENTS (3): each has a key (1), whose value (1) is address, protocol and port, and a counter (7).
+
+    In the key each begins at a multiple of 4 bytes.
+    """
     for kind, many in _nested(data):
         for _, element in _nested(many) if kind == 3 else ():
             parts: dict[int, Any] = dict(_nested(element))
             key = dict(_nested(parts.get(1, b""))).get(1, b"")
             expression = dict(_nested(parts.get(7, b"")))
             counter = dict(_nested(expression.get(2, b"")))
-            if len(key) >= 12:
-                yield key[4], int.from_bytes(key[8:10], "big"), min(int.from_bytes(counter.get(2, b""), "big"), 0xFFFFFFFF), key[:4]
+            if len(key) in (12, 24):
+                where, rest = key[:-8], key[-8:]
+                yield rest[0], int.from_bytes(rest[4:6], "big"), min(int.from_bytes(counter.get(2, b""), "big"), 0xFFFFFFFF), where
 
 
 def words(row: Row) -> str:
-    """``tcp 192.0.2.7:443 x12``."""
+    """``tcp 192.0.2.7:443 x12``, ``udp [2001:db8::1]:53 x1``."""
     protocol, port, count, address = row
-    return f"{'tcp' if protocol == 6 else 'udp'} {dotted(int.from_bytes(address, 'big'))}:{port} x{count}"
+    number = int.from_bytes(address, "big")
+    where = dotted(number) if len(address) == 4 else f"[{colons(number)}]"
+    return f"{'tcp' if protocol == 6 else 'udp'} {where}:{port} x{count}"
 
 
 def tell(netfilter: int) -> bytes:

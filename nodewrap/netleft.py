@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator
 
 from nodewrap import netbuild, network
-from nodewrap.guard import Network
+from nodewrap.guard import Network, Network6
 from nodewrap.netkernel import DONE, DUMP, ERROR, NETLINK_NETFILTER, REQUEST, _attribute, _nested
 
 #: A lease's line of the address (docs/lease.md); no other line can look like it.
@@ -21,7 +21,9 @@ LEASED = re.compile(rb"^address ([0-9]{1,10})$", re.M)
 NAME = re.compile(rf"{network.LINK}([0-9a-f]{{8}})")
 #: nfnetlink_conntrack.h, nfnetlink.h, netlink.h.
 CT, CT_GET, CT_DELETE, CT_STATS = 1 << 8, 1, 2, 5
-CTA_TUPLE_ORIG, CTA_ID, CTA_FILTER, TUPLE_IP, IP_SOURCE, STATS_ENTRIES = 1, 12, 25, 1, 1, 1
+CTA_TUPLE_ORIG, CTA_ID, CTA_FILTER, TUPLE_IP, STATS_ENTRIES = 1, 12, 25, 1, 1
+#: Of an address, by its length: the family, and the attribute of who began (CTA_IP_V4_SRC, CTA_IP_V6_SRC).
+SOURCE = {4: (socket.AF_INET, 1), 16: (socket.AF_INET6, 3)}
 FILTER_ORIG, FILTER_REPLY, BY_SOURCE = 1, 2, 1
 ACK, NESTED = 4, 0x8000
 HEADER = struct.Struct("=IHHII")
@@ -47,8 +49,8 @@ def leased(directory: str) -> set[int]:
     return found
 
 
-def end(left: list[tuple[int, int]], wanted: Network) -> None:
-    """Take away links (index, 0: gone) and connections (address, 0: has none). Raises OSError when connections stay.
+def end(left: list[tuple[int, int]], wanted: Network, six: Network6 | None = None) -> None:
+    """Take away links (index, 0: gone) and connections (address, 0: has none; and of its one of IPv6). Raises OSError when connections stay.
 
     An address that has a link again is another run's already: its connections go when that one ends, the old ones with them.
     """
@@ -59,8 +61,11 @@ def end(left: list[tuple[int, int]], wanted: Network) -> None:
     if addresses:
         with netfilter() as sock:
             for address in addresses:
-                if address not in links(wanted).values():
-                    forget(sock, address.to_bytes(4, "big"))
+                if address in links(wanted).values():
+                    continue
+                forget(sock, address.to_bytes(4, "big"))
+                if six:
+                    forget(sock, six.of(address).to_bytes(16, "big"))
 
 
 # ---- the table of connections ----
@@ -75,7 +80,7 @@ def netfilter() -> socket.socket:
 
 def entries(sock: socket.socket) -> int:
     """How many connections its namespace has in the table. Raises OSError where the kernel does not say (nf_conntrack_netlink)."""
-    _send(sock, CT_STATS, 0)
+    _send(sock, CT_STATS, 0, bytes(4))
     for _, body in _answers(sock.recv(1 << 16)):
         for kind, value in _nested(body):
             if kind == STATS_ENTRIES:
@@ -87,7 +92,7 @@ def forget(sock: socket.socket, source: bytes) -> int:
     """Delete the connections that this address opened; how many. Raises OSError. Before Linux 5.8 the kernel sends all, and we pick."""
     number = 0
     for connection in list(_connections(sock, source)):
-        _send(sock, CT_DELETE, ACK, *(_attribute(kind, value) for kind, value in connection))
+        _send(sock, CT_DELETE, ACK, source, *(_attribute(kind, value) for kind, value in connection))
         try:
             list(_answers(sock.recv(1 << 16)))
             number += 1
@@ -97,22 +102,27 @@ def forget(sock: socket.socket, source: bytes) -> int:
 
 
 def _connections(sock: socket.socket, source: bytes) -> Iterator[list[tuple[int, bytes]]]:
-    """By what each can be deleted: what it began with, and its number, so that it is no other's that has begun since."""
+    """By what each can be deleted: what it began with, and its number, so that it is no other's that has begun since.
+
+    Of IPv6 the kernel sends all: its filter leaves out what it should pick (nf_conntrack_netlink.c, ctnetlink_filter_match_tuple).
+    """
     flags = _attribute(FILTER_ORIG, struct.pack("=I", BY_SOURCE)) + _attribute(FILTER_REPLY, struct.pack("=I", 0))
-    wanted = _attribute(NESTED | TUPLE_IP, _attribute(IP_SOURCE, source))
-    _send(sock, CT_GET, DUMP, _attribute(NESTED | CTA_TUPLE_ORIG, wanted), _attribute(NESTED | CTA_FILTER, flags))
+    by = SOURCE[len(source)][1]
+    wanted = _attribute(NESTED | TUPLE_IP, _attribute(by, source))
+    pick = _attribute(NESTED | CTA_TUPLE_ORIG, wanted) + _attribute(NESTED | CTA_FILTER, flags)
+    _send(sock, CT_GET, DUMP, source, pick if len(source) == 4 else b"")
     while True:
         for kind, body in _answers(sock.recv(1 << 17)):
             if kind == DONE:
                 return
             found = dict(_nested(body))
             began = found.get(CTA_TUPLE_ORIG, b"")
-            if dict(_nested(dict(_nested(began)).get(TUPLE_IP, b""))).get(IP_SOURCE) == source:
+            if dict(_nested(dict(_nested(began)).get(TUPLE_IP, b""))).get(by) == source:
                 yield [(NESTED | CTA_TUPLE_ORIG, began), (CTA_ID, found.get(CTA_ID, b""))]
 
 
-def _send(sock: socket.socket, kind: int, flags: int, *attributes: bytes) -> None:
-    body = struct.pack("=BBH", socket.AF_INET, 0, 0) + b"".join(attributes)
+def _send(sock: socket.socket, kind: int, flags: int, source: bytes, *attributes: bytes) -> None:
+    body = struct.pack("=BBH", SOURCE[len(source)][0], 0, 0) + b"".join(attributes)
     sock.send(HEADER.pack(len(body) + HEADER.size, CT | kind, REQUEST | flags, 1, 0) + body)
 
 

@@ -27,6 +27,8 @@ static void check_guard(const struct nw_guard *g) {
 	if (g->python[0] != '/' || g->script[0] != '/' || g->state[0] != '/' || g->audit[0] != '/' || g->caller_uid.n == 0) abort();
 	if (g->has_child && (!g->child_uid || !g->child_gid)) abort();
 	if (g->network & ~g->netmask || (g->netmask && (~g->netmask & (~g->netmask + 1)))) abort(); /* a whole network, or none */
+	if (g->bits6 && (g->bits6 < 16 || g->bits6 > 96 || g->nat6 < 0 || g->nat6 > 1 || g->network6[12] | g->network6[13] | g->network6[14] | g->network6[15]))
+		abort(); /* where the IPv4 address goes */
 	if (!g->deadline_ms || g->deadline_ms > 120000 || !g->max_wall_s) abort();
 }
 

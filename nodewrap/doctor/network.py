@@ -18,11 +18,13 @@ def problem(guard: Guard) -> tuple[str, str]:
     from nodewrap import netbuild, netd  # they load pyroute2, which no other check needs
 
     assert guard.network
-    taken = netbuild.overlap(guard.network)
-    if taken:
-        return f"network {guard.network} collides with the route {taken}", "name a range in the guard that the node has no way to"
-    if netd.forwarding():
-        return "net.ipv4.ip_forward is 0", netd.forwarding().partition("; ")[2]
+    for wanted in (guard.network, guard.network6):
+        taken = netbuild.overlap(wanted) if wanted else ""
+        if taken:
+            return f"network {wanted} collides with the route {taken}", "name a range in the guard that the node has no way to"
+    closed = netd.forwarding(guard.network6).partition("; ")
+    if closed[0]:
+        return closed[0], closed[2]
     failed = probe.attempt(lambda: _build(guard))
     if failed:
         return failed, "what it names is missing, or the kernel's veth or nftables; root in a container may not"
@@ -36,7 +38,7 @@ def _build(guard: Guard) -> None:
 
     assert guard.network
     try:
-        netbuild.build(guard.network, -1, network.encode(RULES))
+        netbuild.build(guard.network, guard.network6, -1, network.encode(RULES))
     except netkernel.NetError as error:
         raise OSError(str(error)) from None
 

@@ -37,6 +37,7 @@ cgroup /sys/fs/cgroup
 tmp-dir /scratch
 netd /run/n
 network 10.200.0.0/16
+network6 fd12:3456:789a::/64 nat
 """
 SITE = {"z": {"like": "strict", "network": "private"}}
 PROFILES = profiles.render(profiles.merge(toml.loads((CHECKOUT / "policies/profiles.toml").read_text())["profile"], SITE)).encode()
@@ -73,6 +74,7 @@ def c_guard(data):
         launcher=text(lib.nw_launcher_name(guard)),
         **{name: text(getattr(guard, name)) for name in names}, **{name: ranges(getattr(guard, name)) for name in bounds}, allow=allow,
         network=twin.Network(guard.network, bin(guard.netmask).count("1")) if guard.netmask else None,
+        network6=twin.Network6(int.from_bytes(bytes(guard.network6), "big"), guard.bits6, bool(guard.nat6)) if guard.bits6 else None,
         child=(guard.child_uid, guard.child_gid) if guard.has_child else None, deadline_ms=guard.deadline_ms, max_wall_s=guard.max_wall_s,
         audit_on_failure=("deny", "run-and-flag", "run")[guard.audit_on_failure], syslog=bool(guard.syslog),
     )
@@ -121,6 +123,10 @@ WORDS = [
     b"profile strict", b"seccomp a", b"hostname", b"dev null", b"null " * 31, b"18446744073709551616", b"99999999999999999999", b"31622400",
     b"31622401", b"0.0.0.0/8", b"10.0.0.0/7", b"10.0.0.0/30", b"10.0.0.0/31", b"10.0.0.4/29", b"10.0.0.8/29", b"10.0.0/16",
     b"10.0.0.0.0/16", b"10.0.0.256/30", b"10/0.0.0/8", b"10.0.0.0/08", b"10.0.0.0/", b"10.0.0.0", b"10.0.0.0/16/16", b"network 10.0.0.0/8\n",
+    b"fd00::/64", b"fd00::/96", b"fd00::/97", b"fd00::/15", b"fd00::1/64", b"fd00:0:0:8000::/49", b"fd00:0:0:8000::/48", b"fe80::/64",
+    b"fd00::1.2.3.4/96", b"2001:db8::/32", b"::/16", b"ff00::/16", b"fd00::%lo/64",
+    b"[fd00::]/64", b"fd00::/064", b"FD00::/64", b"fd00:::/64", b"nat", b"routed",
+    b"network6 2001:db8:1::/48 routed\n",
     b"120001", b"bind ro /x", b"link /a b", b"200-201", b"201-201", b"tracking-gid 201-201\n",
 ]
 edits = st.lists(st.tuples(st.sampled_from(["word", "append", "repeat", "drop", "insert", "grow"]), st.integers(0, 10**6), st.integers(0, 40),

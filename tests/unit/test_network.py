@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nodewrap import netd, netkernel, network, profiles
-from nodewrap.guard import Guard, Network
+from nodewrap.guard import Guard, Network, Network6
 from nodewrap.network import Rule, Rules
 from nodewrap.policy import bounds
 from tests.files import CHECKOUT
 
 networks = st.integers(0, 32).flatmap(lambda bits: st.integers(0, (1 << bits) - 1).map(lambda high: Network(high << (32 - bits), bits)))
+networks |= st.integers(0, 128).flatmap(lambda bits: st.integers(0, (1 << bits) - 1).map(lambda high: Network6(high << (128 - bits), bits)))
 ports = st.tuples(st.integers(0, 65535), st.integers(0, 65535)).map(lambda pair: tuple(sorted(pair)))
 rules = st.builds(lambda allow, to, protocol, pair: Rule(allow, to, protocol, *pair), st.booleans(), networks, st.sampled_from([0, 6, 17]), ports)
 
@@ -24,6 +25,9 @@ rules = st.builds(lambda allow, to, protocol, pair: Rule(allow, to, protocol, *p
     ("192.0.2.0/24", Rule(True, Network(0xC0000200, 24))), ("192.0.2.7", Rule(True, Network(0xC0000207, 32))),
     ("any:443", Rule(True, Network(0, 0), 0, 443, 443)), ("udp any", Rule(True, Network(0, 0), 17)), ("0.0.0.0/0", Rule(True, Network(0, 0))),
     ("tcp 192.0.2.7:1094-1097", Rule(True, Network(0xC0000207, 32), 6, 1094, 1097)),
+    ("[2001:db8::]/32", Rule(True, Network6(0x20010DB8 << 96, 32))),
+    ("udp [2001:DB8::7]:53", Rule(True, Network6((0x20010DB8 << 96) + 7, 128), 17, 53, 53)),
+    ("[::]/0:443", Rule(True, Network6(0, 0), 0, 443, 443)), ("[::ffff:192.0.2.7]", Rule(True, Network6(0xFFFFC0000207, 128))),
 ])
 def test_an_entry_means_what_it_says(text, means):
     table = {"network": {"mode": "private", "allow": [text]}}
@@ -38,7 +42,11 @@ def test_an_entry_means_what_it_says(text, means):
     ({"mode": "private", "allow": "any"}, "is not a list"), ({"mode": "private", "allow": ["any"] * 257}, "more than 256"),
     ({"mode": "private", "allow": [5]}, "is not an address such as"),
     *(({"mode": "private", "deny": [bad]}, said) for bad, said in (
-        ("192.0.2.1/24", "an address inside of 192.0.2.0/24"), ("2001:db8::/32", "looks like IPv6"), ("192.0.2.256", "not an IPv4 network"),
+        ("192.0.2.1/24", "an address inside of 192.0.2.0/24"), ("2001:db8::/32", "looks like IPv6; next: write '[2001:db8::]/32'"),
+        ("[2001:db8::1]/32", "an address inside of 2001:db8::/32"), ("[2001:db8::]/129", "not an IPv6 network"),
+        ("[2001:::]", "not an address of IPv6"),
+        ("[192.0.2.1]", "not an address of IPv6"), ("[fe80::1%eth0]", "is not an address such as"), ("[]", "is not an address such as"),
+        ("192.0.2.256", "not an IPv4 network"),
         ("192.0.2.0/33", "not an IPv4 network"), ("any:0", "from 1 to 65535"), ("any:9-8", "from 1 to 65535"), ("any:65536", "from 1 to 65535"),
         ("icmp any", "is not an address such as"), ("example.org", "is not an address such as"), ("192.0.2.1 ; accept", "is not an address"),
         ("any\n", "is not an address such as"), ("", "is not an address such as"), ("tcp 192.0.2.0:", "is not an address such as"),
@@ -72,25 +80,47 @@ def test_other_bytes_are_refused_or_mean_something(data):
     assert network.namespace_ruleset(made, [], [])
 
 
-def steps(made, resolvers=(), node=()):
-    return list(network._steps(made, list(resolvers), list(node)))
+def steps(made, resolvers=(), node=(), six=False):
+    return list(network._steps(made, list(resolvers), list(node), six))
 
 
 def test_denied_comes_before_allowed_and_closed_before_all_but_entries_inside():
     table = {"network": {"mode": "private", "allow": ["any:80", "169.254.169.254:80", "100.100.0.0/16"], "deny": ["192.0.2.1"]}}
     found = steps(network.rules(table), ["198.51.100.1"], ["192.0.2.2"])
     order = [next(at for at, line in enumerate(found) if part in line) for part in (
-        "meta nfproto ipv6 reject", "198.51.100.1 }", "ip daddr { 192.0.2.2 } reject", "ip daddr 192.0.2.1/32 reject", "169.254.169.254/32",
+        "meta nfproto ipv6 goto closed", "198.51.100.1 }", "ip daddr { 192.0.2.2 } goto closed", "ip daddr 192.0.2.1/32 goto closed",
+        "169.254.169.254/32",
         "169.254.0.0/16", "ip daddr 100.100.0.0/16 goto opened", "dport 80 goto opened\n".strip())]
     assert order[:-1] == sorted(order[:-1])
-    assert found[-1].startswith("reject"), "what nobody allowed"
+    assert found[-1] == "goto closed", "what nobody allowed"
     wide = next(at for at, line in enumerate(found) if line.startswith("meta l4proto { tcp, udp } th dport 80"))
     assert wide > order[5], "any:80 does not open the metadata services"
 
 
+def test_ipv6_is_closed_in_the_same_order_and_any_opens_none_of_it():
+    table = {"network": {"mode": "private", "allow": ["any:80", "[fd00:ec2::254]:80", "[2001:db8::]/32"], "deny": ["[2001:db8::1]"]}}
+    found = steps(network.rules(table), ["2001:db8::53", "192.0.2.53"], ["192.0.2.2", "2001:db8::2", "fe80::2"], six=True)
+    order = [next(at for at, line in enumerate(found) if part in line) for part in (
+        "ip6 daddr { 2001:db8::53 } meta", "ip6 daddr { 2001:db8::2, fe80::2 } goto closed", "ip6 daddr 2001:db8::1/128 goto closed",
+        "ip6 daddr fd00:ec2::254/128", "fe80::/10", "ip6 daddr 2001:db8::/32 goto opened")]
+    assert order == sorted(order)
+    wide = next(at for at, line in enumerate(found) if line.startswith("meta l4proto { tcp, udp } th dport 80"))
+    assert wide > order[4], "any:80 does not open the metadata services"
+    assert not any("nfproto ipv6 goto closed" in line for line in found)
+    assert any("nfproto ipv6 goto closed" in line for line in steps(network.rules(table)))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_no_address_of_ipv4_is_reached_by_one_of_ipv6_that_has_it_inside(four):
+    inside = [four, 0xFFFF << 32 | four, 0x64FF9B << 96 | four, 0x2002 << 112 | four << 80, 0x20010000 << 96 | four]
+    for address in inside:
+        rule = Rule(True, Network6(address, 128))
+        assert any(network._inside(rule, closed) for closed in network.CLOSED6), network.Network6(address, 128)
+
+
 def test_without_allow_all_is_open_that_is_not_closed():
     assert steps(network.rules({"network": "private"}))[-1] == "goto opened"
-    assert steps(network.rules({"network": {"mode": "private", "allow": []}}))[-1].startswith("reject")
+    assert steps(network.rules({"network": {"mode": "private", "allow": []}}))[-1] == "goto closed"
 
 
 def test_network_decides_about_the_namespace():
