@@ -137,6 +137,35 @@ static bool cgroup_gone(const struct nw_run *r) {
 	return gone;
 }
 
+/* The first group below that one, opened, with its name; -1: none. */
+static int group_below(int dir, char name[static NAME_MAX + 1]) {
+	int at = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), found = -1; /* of its own: the place of the reading is not shared */
+	DIR *d = at < 0 ? NULL : fdopendir(at);
+	for (struct dirent *x; d && found < 0 && (x = readdir(d));) {
+		if (x->d_type != DT_DIR || !strcmp(x->d_name, ".") || !strcmp(x->d_name, "..")) continue;
+		snprintf(name, NAME_MAX + 1, "%s", x->d_name);
+		found = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	}
+	if (d) closedir(d);
+	else nwp_close(&at);
+	return found;
+}
+
+/* Where the run's group is the payload's own id's (userns launcher) it can make groups below, in namespaces of its own. They are empty by now. */
+static bool remove_lowest(int top) {
+	char name[NAME_MAX + 1], next[NAME_MAX + 1];
+	int above = -1, at = fcntl(top, F_DUPFD_CLOEXEC, 0);
+	for (int below; at >= 0 && (below = group_below(at, next)) >= 0; at = below) {
+		nwp_close(&above);
+		above = at;
+		memcpy(name, next, sizeof name);
+	}
+	bool removed = above >= 0 && unlinkat(above, name, AT_REMOVEDIR) == 0;
+	nwp_close(&above);
+	nwp_close(&at);
+	return removed;
+}
+
 void nwp_end_processes(struct nw_run *r) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	bool any = r->init > 0 || r->swept;
@@ -148,8 +177,9 @@ void nwp_end_processes(struct nw_run *r) {
 	while (r->cgroup[0] && populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_count(r);
 	if (!r->cgroup[0]) return;
+	while (rmdir(r->cgroup) && errno == EBUSY && !cgroup_gone(r) && nwp_now_ms() < deadline)
+		if (!remove_lowest(r->cgroup_fd)) usleep(500);
 	nwp_close(&r->cgroup_fd);
-	while (rmdir(r->cgroup) && errno == EBUSY && !cgroup_gone(r) && nwp_now_ms() < deadline) usleep(500);
 	if (!cgroup_gone(r)) r->left = 1;
 }
 

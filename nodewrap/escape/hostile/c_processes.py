@@ -473,7 +473,7 @@ def crowd(count, *groups):
 
     def fill(group):
         for number in range(int(count)):
-            os.makedirs(f"{group}/crowd{number}/in/in")
+            os.makedirs(f"{group}/crowd{number}/in/.in")
         tell(f"{group}/crowd0/in/cgroup.type", "threaded")
         return f"made below {group}"
 

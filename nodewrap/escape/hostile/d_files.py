@@ -46,7 +46,7 @@ def deep(name, levels):
 def crowd(count):
     """So many entries with long names that no command line takes them."""
     for number in range(int(count)):
-        os.symlink("nothing", f"{number:06}{'x' * 200}")
+        os.symlink("nothing", f"{number:05}{'x' * 245}")
     os.mkfifo(FIFO)
 
 

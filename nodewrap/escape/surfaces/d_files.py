@@ -122,8 +122,8 @@ def at_the_bottom(arena: Arena, ran: Ran, name: str) -> Seen:
 
 @attack("D08", WALK, once=True)
 def crowded_directory(arena: Arena) -> Seen:
-    """12,000 links with long names, more than a command line takes, gone over within 25 seconds."""
-    return cleaned(arena, arena.payload("d_files", "crowd", 12000, seconds=25), "sweep_by_pattern")
+    """8,500 links with long names, more than a command line takes, gone over within 25 seconds."""
+    return cleaned(arena, arena.payload("d_files", "crowd", 8500, seconds=25), "sweep_by_pattern")
 
 
 @attack("D09", "names are bytes, never text; records escape them")
