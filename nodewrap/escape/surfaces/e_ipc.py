@@ -164,7 +164,7 @@ def forged_credentials(arena: Arena) -> Seen:
 # ---- keys ----
 
 
-@attack("E07", "a session keyring of its own", needs=("keys",), peers=False)
+@attack("E07", "a session keyring of its own", needs=("keys",))
 def session_keyring(arena: Arena) -> Seen:
     """The pilot has the nonce in its session keyring, which exec hands on."""
     name = f"nw{arena.nonce[:8]}"
