@@ -102,6 +102,7 @@ SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and 
 FILE_LOCKS = Accepted("file-locks", lambda at: True)
 PILOTS_GROUP = Accepted("pilots-group", lambda at: at.profile in ("batch", "compat") and at.launcher == "userns" and at.is_pilots_id)
 PILOTS_PROCESSES = Accepted("pilots-processes", lambda at: at.is_pilots_id or at.launcher == "userns")
+PILOTS_LOG = Accepted("pilots-own-log", lambda at: at.launcher == "userns" and at.is_pilots_id and at.profile != "strict")
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
 BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
 

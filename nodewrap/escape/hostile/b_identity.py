@@ -121,9 +121,9 @@ def of_the_other(pid):
             continue
     try:
         os.kill(int(pid), 0)
-        found.append(b"it can be signalled")
+        found.insert(0, b"it can be signalled;")
     except OSError as wrong:
-        found.append(type(wrong).__name__.encode())
+        found.insert(0, type(wrong).__name__.encode() + b";")
     return b" ".join(found).replace(b"\0", b" ")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nodewrap.escape.arena import Arena, Live, NotRunError
-from nodewrap.escape.model import SAME_ID_BARE, Seen, attack, left_out
+from nodewrap.escape.model import PILOTS_LOG, Seen, attack, left_out
 from nodewrap.escape.ownsite import OwnSite
 
 left_out(
@@ -81,7 +81,7 @@ def quotes_and_broken_unicode(arena: Arena) -> Seen:
     return _forged(arena, raw.decode("utf-8", "surrogateescape"), [b"\xed\xa0\x80", b"\xc0\xaf", b"\xff\xfe"])
 
 
-@attack("I05", "the log is root's, or not in the root", accepted=(SAME_ID_BARE,), peers=False)
+@attack("I05", "the log is root's, or not in the root", accepted=(PILOTS_LOG,), peers=False)
 def log_changed_by_the_payload(arena: Arena) -> Seen:
     """An attribute is put on it, which needs the right to write to it. (With the userns launcher the log is the pilot's own.)"""
     if arena.control:
@@ -223,7 +223,7 @@ def older_log_copied_back(arena: Arena) -> Seen:
     return Seen(shown.returncode == 0, f"audit show: status {shown.returncode}, {said[:1]}")
 
 
-@attack("I12", "--env and the environment are not recorded; the log is root's", accepted=(SAME_ID_BARE,), peers=False)
+@attack("I12", "--env and the environment are not recorded; the log is root's", accepted=(PILOTS_LOG,), peers=False)
 def secrets_on_record(arena: Arena) -> Seen:
     """A secret in a variable must not be in the log at all; one in the command's arguments is, so the next payload must not be able to read it."""
     if arena.control:

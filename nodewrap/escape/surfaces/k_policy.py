@@ -240,7 +240,7 @@ def parts_of_different_versions(arena: Arena) -> Seen:
     return seen(found)
 
 
-@attack("K09", "variables that order a container's runtime about never pass", peers=False)
+@attack("K09", "variables that order a container's runtime about never pass", once=True, peers=False)
 def orders_to_the_containers_runtime(arena: Arena) -> Seen:
     """The payload's own Apptainer, or nodewrap's, would obey them."""
     names = ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINERENV_LD_PRELOAD", "SINGULARITYENV_PATH", "APPTAINER_WRITABLE", "APPTAINER_CONFIGDIR")
