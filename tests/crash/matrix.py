@@ -10,7 +10,7 @@
 --only CASE POINT   one point again, as a violation prints it: setuid/static/batch k:0.3:120 (see points.py)
 --again FILE        the points of the violations in that output of before
 --list CASE         the processes and calls of a run
---case GLOB         these cases only      --kills, --faults   these points only      --roles A,B   these processes only
+--case GLOB         these cases only (again: more)      --kills, --faults   these points only      --roles A,B   these processes only
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def parsed(argv):
     parser.add_argument("--only", nargs=2, metavar=("CASE", "POINT"))
     parser.add_argument("--again", metavar="FILE")
     parser.add_argument("--list", metavar="CASE", choices=CASES)
-    parser.add_argument("--case", default="*", metavar="GLOB")
+    parser.add_argument("--case", action="append", metavar="GLOB")
     parser.add_argument("--kills", action="store_true")
     parser.add_argument("--faults", action="store_true")
     parser.add_argument("--roles", default="")
@@ -200,7 +200,7 @@ def attempt(pool, asked):
     if asked.only or asked.again:
         tasks = chunks(violations(asked.again) if asked.again else [(asked.only[0], parse(asked.only[1]))])
     else:
-        cases = [case for case in CASES if fnmatch.fnmatch(case, asked.case)]
+        cases = [case for case in CASES if any(fnmatch.fnmatch(case, one) for one in asked.case or ["*"])]
         tasks = chunks(chosen(listings(pool, cases), asked))
     for answer in pool.ask(tasks, sum(len(task["points"]) for task in tasks)):
         tally.add(answer)
