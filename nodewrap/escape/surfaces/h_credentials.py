@@ -6,6 +6,7 @@ first: so it is the flaw that is refused."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import itertools
 import os
 import random
@@ -336,8 +337,13 @@ def key_in_memory(arena: Arena) -> Seen:
 
 
 def _has(pid: int, needle: bytes) -> bool:
-    """In its memory, all that can be read of it."""
-    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/mem", "rb", 0) as memory:
+    """In its memory, all that can be read of it; one that has ended has none."""
+    with contextlib.ExitStack() as files:
+        try:
+            maps = files.enter_context(open(f"/proc/{pid}/maps"))
+            memory = files.enter_context(open(f"/proc/{pid}/mem", "rb", 0))
+        except FileNotFoundError:
+            return False
         for line in maps:
             first, last = (int(word, 16) for word in line.split()[0].split("-"))
             try:
