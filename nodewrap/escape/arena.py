@@ -55,8 +55,9 @@ class Ran:
 class Live:
     """A wrapped command that runs. process: the wrapper's."""
 
-    def __init__(self, process: subprocess.Popen[bytes], status: int) -> None:
-        self.process, self._status, self._began, self._told = process, status, time.monotonic(), b""
+    def __init__(self, process: subprocess.Popen[bytes], status: int, begun: Path | None = None) -> None:
+        """begun: a file that the payload's start fills, for wrappers that tell nothing."""
+        self.process, self._status, self._began, self._told, self._begun = process, status, time.monotonic(), b"", begun
 
     def pid(self, seconds: float = 10.0) -> int:
         """The payload's, seen from outside. For wrappers that tell none: their own. Raises NotRunError."""
@@ -97,7 +98,8 @@ class Live:
             os.close(self._status)
             told, self._status = _events(self._told), -1
             return Ran(rc, out, err, time.monotonic() - self._began, any(event.get("event") == "started" for event in told), tuple(told))
-        return Ran(rc, out, err, time.monotonic() - self._began, True)
+        started = self._begun is None or not self._begun.exists() or self._begun.stat().st_size > 0
+        return Ran(rc, out, err, time.monotonic() - self._began, started)
 
     def kill(self) -> None:
         """KILL for the wrapper and its session, as a batch system does."""
@@ -198,6 +200,13 @@ class Arena:
         if self.wrapper.status and not as_is:
             reader, writer = os.pipe()
             options = ["--status-fd", str(writer), *options]
+        begun = None
+        if self.wrapper.protects and not self.wrapper.status and not as_is:
+            begun = self.work / f".begun-{secrets.token_hex(4)}"
+            with self.as_caller():
+                begun.touch()
+                begun.chmod(0o666)
+            command = ("/bin/sh", "-c", 'echo begun >"$0" && exec "$@"', str(begun), *command)
         argv = list(command) if as_is else self.wrapper.argv(command, str(self.work), options)
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
         more = {**pipes, "bufsize": 0, "cwd": str(self.work), "start_new_session": True, **self._ids(), **popen}
@@ -207,7 +216,7 @@ class Arena:
         finally:
             if writer >= 0:
                 os.close(writer)
-        live = Live(process, reader)
+        live = Live(process, reader, begun)
         self.undo(live.kill)
         return live
 

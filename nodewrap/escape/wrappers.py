@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,18 @@ def controls(caller: Caller, other: tuple[int, int] | None) -> dict[str, Wrapper
     return found
 
 
+def _source_in_a_file(command: Words, workdir: str) -> list[str]:
+    """Python code behind -c, as a file of the work directory."""
+    words = list(command)
+    if "-I" in words[:-1] and words[words.index("-I") + 1] == "-c":
+        at = words.index("-I") + 1
+        path = f"{workdir}/.source-{secrets.token_hex(8)}.py"
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644), "w", encoding="utf-8") as file:
+            file.write(words[at + 1])
+        words[at:at + 2] = [path]
+    return words
+
+
 def peers(other: tuple[int, int] | None, image: str = "") -> list[Wrapper]:
     """The tools that this node has, set up as their documentation recommends for untrusted work. image: a directory or SIF file for Apptainer."""
 
@@ -69,7 +82,8 @@ def peers(other: tuple[int, int] | None, image: str = "") -> list[Wrapper]:
         return ["bwrap", *walls, *links, "--dev", "/dev", *tmp, "--bind", workdir, workdir, "--chdir", workdir, "--", *command]
 
     def firejail(command: Words, workdir: str, options: Words) -> list[str]:
-        walls = ["--private-tmp", "--private-dev", "--net=none", "--seccomp", "--caps.drop=all", "--nonewprivs"]
+        walls = ["--allusers", "--private-tmp", "--private-dev", "--net=none", "--seccomp", "--caps.drop=all", "--nonewprivs"]
+        command = _source_in_a_file(command, workdir)  # it takes no words longer than 4 KiB; --allusers: the work directory is not below HOME
         return ["firejail", "--quiet", "--noprofile", *walls, "--", *command]
 
     def apptainer(command: Words, workdir: str, options: Words) -> list[str]:

@@ -221,6 +221,7 @@ def groups_left(arena: Arena) -> Seen:
 
 @attack("J18", "end of the outermost pid namespace; the filter (strict)", needs=("userns",))
 def deep_namespaces(arena: Arena) -> Seen:
+    arena.work.chmod(0o777)  # whoever the payload is
     beat = arena.work / "beat"
     ran = arena.payload(HERE, "deep_namespaces", 30, beat, seconds=20)
     now = beat.stat().st_mtime_ns if beat.exists() else 0
