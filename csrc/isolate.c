@@ -198,9 +198,10 @@ static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
 	ssize_t n = -1;
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
-	bool payload = p[0].revents & POLLIN; /* first: when it has given up, why is here, and there only that it ended */
-	if (payload) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
-	else if (p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
+	/* The payload first: when it has given up, why is here, and there only that it ended. Of an init that has ended both are at their end. */
+	if (p[0].revents & POLLIN) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
+	bool payload = n > 0;
+	if (!payload && p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
 	if (n != (ssize_t)sizeof *m)
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init ended or hung before the payload was ready (killed from outside, or out of memory)");
 	if (m->what == NW_NEWS_ERROR) {

@@ -57,10 +57,13 @@ static int target(int root, const char *path, bool dir, struct nw_err *e) {
 }
 
 static int place(int root, int mnt, const char *path, bool dir, struct nw_err *e) {
-	int to = target(root, path, dir, e), bad;
-	if (to < 0) return -1;
-	bad = move_mount(mnt, "", to, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
-	close(to);
+	int to, bad = -1;
+	/* ENOENT: what is there has just been replaced, as the host's account files are by useradd(8). Then on the new one. */
+	for (int again = 0; bad && again < 100 && (!again || errno == ENOENT); again++) {
+		if ((to = target(root, path, dir, e)) < 0) return -1;
+		bad = move_mount(mnt, "", to, "", MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH);
+		close(to); /* leaves errno alone: an O_PATH descriptor has nothing to flush */
+	}
 	return bad ? fail(e, "cannot attach", path) : 0;
 }
 

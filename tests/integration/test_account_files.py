@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import pwd
+import subprocess
 
 import pytest
 
+from tests.need import need
 from tests.node import KINDS
 
 LOOK = r"""
@@ -75,3 +77,42 @@ def test_a_home_that_is_no_field_of_the_file_makes_no_line_of_its_own(node, home
     assert (found["home"], found["by name"]) == ("/", found["uid"])
     assert found["root"] == ["root", "root"]
     assert found["uids"].count("0") == sum(entry.pw_uid == 0 for entry in pwd.getpwall())
+
+
+#: Replaces the account files of an /etc of its own for ever. In the mount namespace that argv's other words run in, as the pilot.
+RENEW = """
+import os, subprocess, sys
+subprocess.run("mount -t tmpfs none /mnt && cp -a /etc/. /mnt && mount --bind /mnt /etc", shell=True, check=True)
+child = os.fork()
+while child == 0:
+    for name in ("/etc/passwd", "/etc/group"):
+        with open(name, "rb") as old, open(name + ".new", "wb") as new:
+            new.write(old.read())
+        os.replace(name + ".new", name)
+codes = [subprocess.run(sys.argv[1:], stdout=2).returncode for _ in range(30)]
+os.kill(child, 9)
+print(codes)
+"""
+
+
+def as_pilot(node):
+    """Words of a program that becomes the pilot, whatever is in the account files."""
+    return ["setpriv", f"--reuid={node.pilot.uid}", f"--regid={node.pilot.gid}", f"--groups={','.join(map(str, node.pilot.groups))}"]
+
+
+def test_account_files_that_are_replaced_at_that_moment_are_no_obstacle(setuid_node):
+    """What was to be mounted on had no name any more: one of some runs that began beside useradd(8) was NW-MOUNT."""
+    need("unshare")
+    words = ["unshare", "-m", "/usr/bin/python3", "-I", "-c", RENEW, *as_pilot(setuid_node), *map(str, setuid_node.argv("log-only", ["/bin/true"]))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    assert done.stdout == f"{[0] * 30}\n", done.stderr
+
+
+def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node):
+    """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each poll(2) comes late."""
+    need("unshare", "strace")
+    hide = "mount -t tmpfs none /mnt && cp -a /etc/. /mnt && rm /mnt/group && mount --bind /mnt /etc && exec \"$@\""
+    late = ["strace", "-f", "-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:delay_enter=100000", *as_pilot(setuid_node)]
+    words = ["unshare", "-m", "/bin/sh", "-c", hide, "sh", *late, *map(str, setuid_node.argv("log-only", ["/bin/true"]))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    assert (done.returncode, done.stderr.split(": ")[1:3]) == (202, ["NW-MOUNT", "cannot make /etc/group"]), done.stderr
