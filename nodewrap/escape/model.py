@@ -103,6 +103,7 @@ FILE_LOCKS = Accepted("file-locks", lambda at: True)
 PILOTS_GROUP = Accepted("pilots-group", lambda at: at.profile in ("batch", "compat") and at.launcher == "userns" and at.is_pilots_id)
 PILOTS_PROCESSES = Accepted("pilots-processes", lambda at: at.is_pilots_id or at.launcher == "userns")
 PILOTS_LOG = Accepted("pilots-own-log", lambda at: at.launcher == "userns" and at.is_pilots_id and at.profile != "strict")
+PILOT_IN_MAP = Accepted("pilot-in-map", lambda at: at.launcher == "userns")
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
 BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
 

@@ -15,7 +15,17 @@ from cryptography.x509.oid import NameOID
 
 from nodewrap.escape.arena import Arena, Live, NotRunError, hostile
 from nodewrap.escape.gate import Flaws, let_in, named, seen
-from nodewrap.escape.model import BAN_AT_NEXT_START, SAME_ID_BARE, SHARED_ID_BARE, SUPPLEMENTARY_GROUPS, Configuration, Seen, attack, left_out
+from nodewrap.escape.model import (
+    BAN_AT_NEXT_START,
+    PILOT_IN_MAP,
+    SAME_ID_BARE,
+    SHARED_ID_BARE,
+    SUPPLEMENTARY_GROUPS,
+    Configuration,
+    Seen,
+    attack,
+    left_out,
+)
 from nodewrap.escape.ownsite import OwnSite
 from nodewrap.escape.pki import BASE, VO, Pair, Pki
 
@@ -290,7 +300,11 @@ def _with_names(arena: Arena, passwd: str, careless: tuple[object, ...], path: P
         command = arena.wrapper.argv(hostile("b_identity", "show", path), str(arena.work), ())
         ids = [str(arena.caller.uid), str(arena.caller.gid), ",".join(map(str, arena.caller.groups))]
     argv = hostile("b_identity", "other_names", *files, *ids, *command)
-    return arena.has_nonce(arena.run(*argv, as_is=True, user=0, group=0, extra_groups=[]))
+    for _ in range(4 if arena.control else 1):  # whoever replaces the host's files meanwhile takes ours off their names
+        found = arena.has_nonce(arena.run(*argv, as_is=True, user=0, group=0, extra_groups=[]))
+        if found.reached:
+            break
+    return found
 
 
 def _gives_each_its_own(at: Configuration) -> bool:
@@ -376,7 +390,7 @@ def _span(pid: int) -> tuple[int, int]:
     return (uid, uid + 1) if count == 4294967295 and uid else (first, first + count)
 
 
-@attack("B21", "maps are checked against guard and caller", control="rootless", only=_maps_others, peers=False)
+@attack("B21", "maps are checked against guard and caller", control="rootless", only=_maps_others, peers=False, accepted=(PILOT_IN_MAP,))
 def root_or_pilot_in_the_map(arena: Arena) -> Seen:
     """Seen from outside: the host ids that the payload's namespace can name."""
     live = arena.begin_payload("b_identity", "hold")
