@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from nodewrap.escape.arena import Arena, hostile
+from nodewrap.escape.arena import Arena, NotRunError, hostile
 from nodewrap.escape.evidence import sockets
 from nodewrap.escape.model import ABSTRACT_SOCKETS, BARE_PROFILE, QUEUES_UNSEEN, SAME_ID_BARE, Seen, attack, left_out
 from nodewrap.escape.wrappers import PATH
@@ -252,7 +252,9 @@ def foreground_stolen(arena: Arena) -> Seen:
     live = arena.begin_payload("e_ipc", "take_foreground", **terminal.popen())
     said = live.hear()
     front = os.tcgetpgrp(terminal.master)
-    live.end()
+    ran = live.end()
+    if not said:
+        raise NotRunError(f"the payload did not start: {ran.line}")
     return Seen(front != live.process.pid, f"in front is {'the wrapper' if front == live.process.pid else 'a group of the payload'} ({said[:80]})")
 
 
@@ -284,7 +286,7 @@ def _raw(shown: bytes) -> list[str]:
     return [letter for letter in CONTROLS if letter.encode() in shown]
 
 
-@attack("E14", "records are JSON with escapes, and so is what the viewer prints", peers=False)
+@attack("E14", "records are JSON with escapes, and so is what the viewer prints", peers=False, once=True)
 def escapes_in_the_log(arena: Arena) -> Seen:
     """In argv and job id. Control: a log as scripts write it, shown by cat."""
     word, at = ESCAPES.format(arena.nonce), arena.wrapper.configuration
@@ -300,7 +302,7 @@ def escapes_in_the_log(arena: Arena) -> Seen:
     return Seen(bool(raw), f"{len(shown)} bytes of log shown, of them controls: {raw or 'none'}")
 
 
-@attack("E27", "messages quote what they name", peers=False, refusal=True)
+@attack("E27", "messages quote what they name", peers=False, refusal=True, once=True)
 def escapes_in_messages(arena: Arena) -> Seen:
     """A program that does not exist, an option that is unknown and a work directory that is none, with controls in their names."""
     word = ESCAPES.format(arena.nonce)
@@ -321,6 +323,7 @@ def mapping_changed_late(arena: Arena) -> Seen:
     data = arena.work / "data"
     with arena.as_caller():
         data.write_bytes(b"-" * 32)
+        data.chmod(0o666)
     ran = arena.payload("e_ipc", "change_file", "data", arena.nonce)
     late = arena.until(lambda: data.read_bytes() != b"-" * 32, 0.5)
     return Seen(late, f"the file {'changed' if late else 'stayed as it was'} after the end ({ran.line})")

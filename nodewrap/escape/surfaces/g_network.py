@@ -175,6 +175,8 @@ def who_talks_to_whom(arena: Arena) -> Seen:
 def shouting_at_neighbours(arena: Arena) -> Seen:
     """A neighbour listens to a group, an IPv6 group and the broadcast address, on a link of this try's own network."""
     _own_network()
+    with suppress(FileNotFoundError):
+        Path("/proc/sys/net/ipv6/conf/default/accept_dad").write_text("0")  # an address of its own at once
     _ip("link", "add", "nw0", "type", "veth", "peer", "name", "nw1")
     _ip("address", "add", "10.87.0.1/24", "broadcast", BROADCAST, "dev", "nw0")
     for name in ("nw0", "nw1"):
