@@ -61,7 +61,7 @@ class Caller:
         except KeyError:
             self.name = ""
         self.groups = _group_names(self.name, gid) if _groups_matter(policy) else []
-        self.delegated = _delegated(self.name, uid) if os.geteuid() == uid else None
+        self.delegated = delegated(self.name, uid) if os.geteuid() == uid else None
         self.containers: dict[str, str] = _containers(policy)
 
 
@@ -91,7 +91,7 @@ def _group_names(name: str, gid: int) -> "list[str]":
     return found
 
 
-def _delegated(name: str, uid: int) -> "tuple[int, int] | None":
+def delegated(name: str, uid: int) -> "tuple[int, int] | None":
     """First range of /etc/subuid that /etc/subgid has too (subuid(5)); None when there is none: the ids must map alike."""
     ranges = []
     for path in ("/etc/subuid", "/etc/subgid"):

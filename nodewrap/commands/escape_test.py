@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 from nodewrap import _paths
+from nodewrap.decide import delegated
 from nodewrap.escape.model import Caller, Configuration, KeyUnknownError, Result, attacks
 from nodewrap.escape.report import FORMATS, terminal
 from nodewrap.escape.suite import Suite, SuiteError, not_played, read_guard
@@ -43,7 +45,7 @@ def main(arguments: argparse.Namespace) -> int:
             return 0
         guard = read_guard(_paths.GUARD)
         caller = _caller(arguments.caller, guard)
-        wanted = _configurations(arguments, guard)
+        wanted = _configurations(arguments, guard, caller)
     except KeyUnknownError as word:
         return _fail(201, f"NW-USAGE: --only {word}: no attack or surface of that name; next: nodewrap escape-test --list")
     except (OSError, GuardError) as wrong:
@@ -52,6 +54,7 @@ def main(arguments: argparse.Namespace) -> int:
     except SuiteError as why:
         return _fail(202, str(why))
     results: list[Result] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended either way, the node is clean
     status = 0
     try:
         home = Path(arguments.home or (caller.home if os.geteuid() else guard.state))
@@ -100,7 +103,7 @@ def _caller(name: str | None, guard: Guard) -> Caller:
     return Caller(entry.pw_name, entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(entry.pw_name, entry.pw_gid)), entry.pw_dir)
 
 
-def _configurations(arguments: argparse.Namespace, guard: Guard) -> list[Configuration]:
+def _configurations(arguments: argparse.Namespace, guard: Guard, caller: Caller) -> list[Configuration]:
     """Raises SuiteError."""
     if arguments.launcher and arguments.launcher != guard.launcher:
         raise SuiteError(f"NW-ESCAPE-LAUNCHER: {_paths.GUARD} is of launcher {guard.launcher}; next: call the other installation's nodewrap")
@@ -108,7 +111,7 @@ def _configurations(arguments: argparse.Namespace, guard: Guard) -> list[Configu
     who += ("--credential", arguments.credential) if arguments.credential else ()
     binary = str(Path(_paths.LIBEXEC).parents[1] / "bin/nodewrap")
     found = [
-        Configuration(guard.launcher, mode, profile, binary, _paths.GUARD, who)
+        Configuration(guard.launcher, mode, profile, binary, _paths.GUARD, who, delegated=delegated(caller.name, caller.uid) is not None)
         for mode, profiles in guard.allow.items() for profile in profiles
         if (not arguments.mode or mode in arguments.mode) and (not arguments.profile or profile in arguments.profile)
     ]

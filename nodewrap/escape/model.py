@@ -50,7 +50,8 @@ class Caller(NamedTuple):
 @dataclass(frozen=True)
 class Configuration:
     """One nodewrap to attack. binary: the command that pilots call. mode: switch, map or log-only. kind: how the report names it (the mode, or a
-    variant of it such as "block"). who: options of ``nodewrap run`` that say who the payload's user is. guard: its guard file."""
+    variant of it such as "block"). who: options of ``nodewrap run`` that say who the payload's user is. guard: its guard file.
+    delegated: the caller has a range of subordinate ids, which the userns launcher gives to mapped payloads."""
 
     launcher: str
     mode: str
@@ -59,6 +60,7 @@ class Configuration:
     guard: str
     who: tuple[str, ...] = ()
     kind: str = ""
+    delegated: bool = False
 
     @property
     def name(self) -> str:
@@ -66,8 +68,8 @@ class Configuration:
 
     @property
     def is_pilots_id(self) -> bool:
-        """The payload has the pilot's own uid for the kernel, unless a delegated range gives it another one."""
-        return self.mode == "log-only" or (self.launcher == "userns" and self.kind != "block")
+        """The payload has the pilot's own uid for the kernel."""
+        return self.mode == "log-only" or (self.launcher == "userns" and not self.delegated)
 
 
 class Seen(NamedTuple):
@@ -102,6 +104,7 @@ SHARED_ID_BARE = Accepted("shared-id-none", lambda at: at.profile == "none" and 
 FILE_LOCKS = Accepted("file-locks", lambda at: True)
 PILOTS_GROUP = Accepted("pilots-group", lambda at: at.profile in ("batch", "compat") and at.launcher == "userns" and at.is_pilots_id)
 PILOTS_PROCESSES = Accepted("pilots-processes", lambda at: at.is_pilots_id or at.launcher == "userns")
+OWN_LAUNCHER = Accepted("own-launcher", lambda at: at.launcher == "userns")
 PILOTS_LOG = Accepted("pilots-own-log", lambda at: at.launcher == "userns" and at.is_pilots_id and at.profile != "strict")
 PILOT_IN_MAP = Accepted("pilot-in-map", lambda at: at.launcher == "userns")
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")

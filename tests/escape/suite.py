@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -50,7 +51,7 @@ def configurations(node, kinds=(), profiles=PROFILES):
             if not kinds or kind in kinds:
                 who = ("--declare", f"vo={kind}", "--declare", f"subject={SUBJECT}")
                 guard = str(node.site.sysconf / "guard")
-                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind))
+                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind, ROOT))
     return found
 
 
@@ -115,6 +116,7 @@ def main():
                   f"[{one.seconds:.2f} s] {one.litter or ''} control: {one.control}", file=sys.stderr)
 
     session = pickle.loads(Path(arguments.session).read_bytes()) if arguments.session else None
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ended either way, it takes back what it made
     place = Place(arguments.launcher or (("setuid", "userns") if ROOT else ("userns",)), session)
     try:
         with place.suite(tell) as suite:

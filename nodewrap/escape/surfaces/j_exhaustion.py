@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nodewrap.audit.log import run_of
 from nodewrap.escape.arena import Arena, Live, hostile
-from nodewrap.escape.model import BARE_PROFILE, PILOTS_PROCESSES, SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
+from nodewrap.escape.model import BARE_PROFILE, OWN_LAUNCHER, PILOTS_PROCESSES, SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
 
 HERE = "j_exhaustion"
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")
@@ -269,7 +269,7 @@ def unread_output(arena: Arena) -> Seen:
     return Seen(most > 16 * MIB, f"{most / MIB:.1f} MiB in the wrapper's largest process")
 
 
-@attack("J21", "locks are never held by a process that its caller may stop", once=True, peers=False)
+@attack("J21", "locks are never held by a process that its caller may stop", once=True, peers=False, accepted=(OWN_LAUNCHER,))
 def stopped_wrapper(arena: Arena) -> Seen:
     """SIGSTOP at many moments; then another run has five seconds."""
     queue = code("careless_queue", arena.home / "queue") if arena.control else []
