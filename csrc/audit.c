@@ -454,8 +454,9 @@ void nwp_status(struct nw_run *r, const char *event, const struct nw_err *why, i
 	n = nw_json_end(&j);
 	/* By a child, and only so long: a pipe that the pilot keeps full must not keep the run, its limits and its end waiting. */
 	pid_t us = getpid(), p = n ? fork() : -1;
+	/* As the pilot, whose descriptor it is, in every id: a socket tells its reader the real one (unix(7), SCM_CREDENTIALS), and root is believed. */
+	if (p == 0 && r->launcher->privileged && nwp_become(r->caller.uid, r->caller.gid, true)) _exit(1);
 	if (p == 0 && (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us)) _exit(1); /* it has the lease's lock */
-	if (p == 0) nwp_as_pilot(r, true); /* whose descriptor it is */
 	if (p == 0) _exit(nwp_write_all(r->decision.status_fd, line, n) != 0);
 	if (p > 0 && nwp_wait(p, STATUS_MS)) nwp_close(&r->decision.status_fd);
 }

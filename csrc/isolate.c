@@ -104,6 +104,11 @@ static void __attribute__((noreturn)) reap(int sock, pid_t payload) {
 	pid_t p;
 	for (;;) {
 		p = waitpid(-1, &m.status, 0);
+		if (p > 0 && WIFSTOPPED(m.status)) { /* it has made us its tracer (PTRACE_TRACEME); who is stopped otherwise is not told of here */
+			int sig = WSTOPSIG(m.status);
+			ptrace(PTRACE_DETACH, p, NULL, (void *)(uintptr_t)(sig == SIGTRAP ? 0 : sig)); /* fails for who was killed meanwhile */
+			continue;
+		}
 		if (p == payload) break;
 		if (p < 0 && errno != EINTR) _exit(124);
 	}

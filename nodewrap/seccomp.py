@@ -29,8 +29,8 @@ LAST_REVIEWED = 469
 #: Numbers of calls that this libseccomp may be too old to know; from 424 on they are the same on every architecture.
 NUMBERS = {
     "pidfd_send_signal": 424, "io_uring_setup": 425, "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429,
-    "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "clone3": 435, "close_range": 436, "openat2": 437, "faccessat2": 439,
-    "mount_setattr": 442, "quotactl_fd": 443, "fchmodat2": 452, "open_tree_attr": 467,
+    "fsopen": 430, "fsconfig": 431, "fsmount": 432, "fspick": 433, "clone3": 435, "close_range": 436, "openat2": 437, "pidfd_getfd": 438,
+    "faccessat2": 439, "mount_setattr": 442, "quotactl_fd": 443, "fchmodat2": 452, "open_tree_attr": 467,
 }
 
 # Values of kernel headers: the same on x86-64 and aarch64, and on no libc's mercy.
@@ -104,6 +104,7 @@ def _surface() -> Iterator[Rule]:
     yield from _refuse(errno.ENOSYS, "openat2", "mode lies behind a pointer: it could make setuid files; libraries fall back on openat")
     yield from _refuse(errno.EPERM, "bpf perf_event_open userfaultfd fanotify_init", "kernel surface that payloads do not need; tools of exploits")
     yield from _refuse(errno.EPERM, "open_by_handle_at", "opens files by number, past the mounts that hide them")
+    yield from _refuse(errno.EPERM, "pidfd_getfd", "takes open files out of a process of the same id in any namespace: log-only's pilot")
     yield from _refuse(errno.EPERM, "kexec_load kexec_file_load init_module finit_module delete_module reboot", "belongs to the node's root")
     yield from _refuse(errno.EPERM, "acct swapon swapoff quotactl quotactl_fd settimeofday clock_settime vhangup syslog", "the same")
     yield from _refuse(errno.EPERM, "iopl ioperm", "raw hardware ports")

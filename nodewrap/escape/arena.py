@@ -134,6 +134,8 @@ class Arena:
     def __post_init__(self) -> None:
         self.work = self.home / "work"
         self.mkdir(self.work, 0o755)
+        if self.wrapper.work:
+            os.chown(self.work, *self.wrapper.work, follow_symlinks=False)
         self._offset = self._size()
 
     @property
@@ -203,7 +205,7 @@ class Arena:
         begun = None
         if self.wrapper.protects and not self.wrapper.status and not as_is:
             begun = self.work / f".begun-{secrets.token_hex(4)}"
-            with self.as_caller():
+            with contextlib.nullcontext() if self.wrapper.work else self.as_caller():
                 begun.touch()
                 begun.chmod(0o666)
             command = ("/bin/sh", "-c", 'echo begun >"$0" && exec "$@"', str(begun), *command)

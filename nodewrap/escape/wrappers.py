@@ -19,7 +19,8 @@ Words = Sequence[str]
 @dataclass(frozen=True)
 class Wrapper:
     """name: in the report. argv(command, work directory, options of ``nodewrap run``): what is executed. uid, gid: as whom (None: the caller).
-    status: it takes ``--status-fd`` and tells there whether the payload started. protects: it is no control."""
+    work: whom the site gives the work directory first (None: it stays the pilot's). status: it takes ``--status-fd`` and tells there whether the
+    payload started. protects: it is no control."""
 
     name: str
     argv: Callable[[Words, str, Words], list[str]]
@@ -28,6 +29,7 @@ class Wrapper:
     status: bool = False
     protects: bool = True
     configuration: Configuration | None = None
+    work: tuple[int, int] | None = None
 
 
 def nodewrap(at: Configuration) -> Wrapper:
@@ -56,7 +58,7 @@ def controls(caller: Caller, other: tuple[int, int] | None) -> dict[str, Wrapper
         "root": Wrapper("root", _plain, 0, 0, protects=False),
     }
     if other:
-        found["switched"] = Wrapper("switched", _plain, *other, protects=False)
+        found["switched"] = Wrapper("switched", _plain, *other, protects=False, work=other)
     return found
 
 
@@ -93,9 +95,9 @@ def peers(other: tuple[int, int] | None, image: str = "") -> list[Wrapper]:
         assert other is not None
         return ["sudo", "-n", "-u", f"#{other[0]}", "-g", f"#{other[1]}", "--", *command]
 
-    found = [Wrapper("plain switch", _plain, *other)] if other else []
+    found = [Wrapper("plain switch", _plain, *other, work=other)] if other else []
     if other and shutil.which("sudo") and os.geteuid() == 0:
-        found.append(Wrapper("sudo -u", sudo, 0, 0))
+        found.append(Wrapper("sudo -u", sudo, 0, 0, work=other))
     found += [Wrapper("bwrap", bwrap)] if shutil.which("bwrap") else []
     found += [Wrapper("firejail", firejail)] if shutil.which("firejail") else []
     return found + ([Wrapper("apptainer -C", apptainer)] if image and shutil.which("apptainer") else [])
