@@ -89,7 +89,7 @@ def peers(other: tuple[int, int] | None, image: str = "") -> list[Wrapper]:
         return ["firejail", "--quiet", "--noprofile", *walls, "--", *command]
 
     def apptainer(command: Words, workdir: str, options: Words) -> list[str]:
-        return ["apptainer", "-q", "exec", "-C", "--bind", f"{workdir}:{workdir}", "--pwd", workdir, image, *command]
+        return [str(shutil.which("apptainer")), "-q", "exec", "-C", "--bind", f"{workdir}:{workdir}", "--pwd", workdir, image, *command]
 
     def sudo(command: Words, workdir: str, options: Words) -> list[str]:
         assert other is not None
