@@ -207,10 +207,12 @@ static int remove_files(struct nw_run *r) {
 /* Only after the last process is gone: nobody changes the tree under the walk. -1: not for want of rights but cut short; to be done again. */
 int nwp_hand_back(struct nw_run *r) {
 	int bad = nwp_take_back(r);
+	/* A work directory that could not be taken back may be an entry of a temporary directory, with the pilot's files. */
+	bool stuck = r->how == NW_CHOWN && (bad || r->work.fd < 0 || r->tally.left);
 	if (bad) {
 		snprintf(r->tally.left_path[0], sizeof r->tally.left_path[0], "%s", r->work.path);
 		r->tally.left++;
 	}
 	bad |= remove_files(r) | nwp_disk_remove(r);
-	return nwp_clean_ipc(r) || bad ? -1 : 0;
+	return nwp_clean_ipc(r, stuck) || bad ? -1 : 0;
 }

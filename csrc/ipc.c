@@ -24,6 +24,7 @@ struct job {
 	uid_t first, last; /* as the child sees them */
 	bool whole;        /* the ids are the run's alone */
 	bool alone;        /* else: no other run has the id now */
+	bool stuck;        /* the work directory is not the pilot's again, and may be one of what is found */
 	int64_t since;     /* ns */
 	pid_t by;          /* who cleans no more when this has been killed: a sweep does, and then the id is another's */
 	struct stat keep;  /* what glexec was asked to leave: the target proxy */
@@ -185,7 +186,7 @@ static void clear_keys(struct nw_tally *t) {
 /* With the payload's rights (I8), in its user namespace when that is its launcher's to enter: ids have their numbers from inside there. */
 static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	static const char *const dirs[] = { "/dev/shm", "/tmp", "/var/tmp" };
-	bool ipc = !(r->profile.namespaces & NW_NS_IPC), files = !(r->profile.namespaces & NW_NS_MOUNT), in = r->userns >= 0;
+	bool ipc = !(r->profile.namespaces & NW_NS_IPC), files = !(r->profile.namespaces & NW_NS_MOUNT) && !j->stuck, in = r->userns >= 0;
 	int queues = ipc ? open_queues(r) : -1;
 	must(!ipc || queues >= 0);
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
@@ -198,9 +199,7 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	if (queues >= 0) clean_dir(j, queues, true);
 	for (int i = 0; i < r->decision.files; i++)
 		if (!r->decision.file[i].temporary && lstat(r->decision.file[i].path, &j->keep)) j->keep.st_mode = 0;
-	/* A work directory that could not be taken back may be one of these entries, with the pilot's files. */
-	bool stuck = r->how == NW_CHOWN && (r->work.fd < 0 || j->tally->left);
-	for (int i = 0; files && !stuck && i < 3; i++) {
+	for (int i = 0; files && i < 3; i++) {
 		int dir = open(dirs[i], O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		must(dir >= 0);
 		if (dir >= 0) clean_dir(j, dir, i == 0);
@@ -213,13 +212,12 @@ static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
  * and no_new_privs, and a map of more than itself takes CAP_SETUID outside (user_namespaces(7)). What of the block is found all the same and
  * cannot be removed is told. A sweep cannot know when a dead run ended, and so what of a shared id was the run's.
  * -1: cut short. */
-int nwp_clean_ipc(struct nw_run *r) {
+int nwp_clean_ipc(struct nw_run *r, bool stuck) {
 	const struct nw_identity *id = &r->id;
 	bool in = r->userns >= 0, whole = id->lock >= 0;
-	struct job j = {
-		.first = in ? id->inside_uid : id->first, .last = in ? id->inside_uid : id->first + id->block - 1, .whole = whole, .by = getpid()
-	};
+	struct job j = { .first = in ? id->inside_uid : id->first, .whole = whole, .stuck = stuck, .by = getpid() };
 	struct stat st = { 0 };
+	j.last = in ? id->inside_uid : id->first + id->block - 1;
 	if ((r->profile.namespaces & NW_NS_IPC && r->profile.namespaces & NW_NS_MOUNT) || !r->started_us || (r->swept && !whole)) return 0;
 	j.alone = !whole && fstat(r->range, &st) == 0 && flock(r->range, LOCK_EX | LOCK_NB) == 0;
 	j.since = !whole && r->range >= 0 ? st.st_mtim.tv_sec * NS + st.st_mtim.tv_nsec : (int64_t)r->started_us * 1000;

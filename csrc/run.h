@@ -360,7 +360,7 @@ int nwp_disk_remove(struct nw_run *r);
 
 /* ipc.c: what outlives processes */
 int nwp_share_id(struct nw_run *r, int ids, struct nw_err *e);
-int nwp_clean_ipc(struct nw_run *r);
+int nwp_clean_ipc(struct nw_run *r, bool stuck);
 
 /* sys.c */
 uint64_t nwp_now_ms(void);
