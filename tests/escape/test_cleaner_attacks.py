@@ -120,8 +120,9 @@ def test_payload_can_do_nothing_to_who_measures_its_directory(setuid_node, home)
 
 
 def test_pilot_can_do_nothing_to_who_removes_private_directories(setuid_node):
-    for node, kind, place in on_disk(setuid_node, "log-only"):
-        live = waiting(node, kind, "batch", "seq 20000 | (cd /tmp && xargs touch)")
+    with contextlib.closing(on_disk(setuid_node, "log-only")) as made:
+        node, kind, place = next(made)
+        live = waiting(node, kind, "batch", "seq 40000 | (cd /tmp && xargs touch)")
         live.process.stdin.close()
         assert meddled(node) == REFUSED
         assert live.process.wait(30) == 0
@@ -131,7 +132,7 @@ def test_pilot_can_do_nothing_to_who_removes_private_directories(setuid_node):
 def test_pilot_can_do_nothing_to_who_removes_ipc_objects_of_a_shared_id(setuid_node):
     """System V asks for the effective id; signals for the real and the saved one."""
     mark = f"nwt{uuid.uuid4().hex}"
-    live = waiting(setuid_node, "log-only", "none", f"seq -f /dev/shm/{mark}-%g 20000 | xargs touch")
+    live = waiting(setuid_node, "log-only", "none", f"seq -f /dev/shm/{mark}-%g 40000 | xargs touch")
     live.process.stdin.close()
     assert meddled(setuid_node) == REFUSED
     assert live.process.wait(30) == 0

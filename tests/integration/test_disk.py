@@ -64,10 +64,12 @@ def on_disk(node, kind):
     os.chown(place, *((0, 0) if node.privileged else (node.pilot.uid, node.pilot.gid)))
     node.open_guard(tmp_dir=str(place))
     node.site.policy(node.policy_text() + PROFILES)
-    yield node, kind, place
-    node.open_guard(tmp_dir=None)
-    node.open_policy()
-    subprocess.run(["rm", "-rf", place], check=True)
+    try:
+        yield node, kind, place
+    finally:  # also for who takes it by a loop that ends early
+        node.open_guard(tmp_dir=None)
+        node.open_policy()
+        subprocess.run(["rm", "-rf", place], check=True)
 
 
 def test_tmp_is_a_private_directory_on_disk_and_gone_with_the_run(case):
