@@ -2,6 +2,7 @@
 #include "run.h"
 
 #define PATIENCE_MS 10000 /* a process in uninterruptible sleep may take this long; then it is reported as left */
+#define FUSE_MS 1000      /* and after this its FUSE connections are cut */
 
 static bool populated(struct nw_run *r) {
 	int fd = openat(r->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
@@ -13,6 +14,50 @@ static bool populated(struct nw_run *r) {
 
 static void kill_cgroup(struct nw_run *r) {
 	if (r->cgroup_fd >= 0 && nwp_cgroup(r, "cgroup.kill", "1") && errno != ENOENT) r->left = 1; /* ENOENT: Linux before 5.14 */
+}
+
+/* Who waits for a FUSE server's answer does not die of KILL (fs/fuse/dev.c, request_wait_answer), and a payload can mount its own, in a user namespace,
+ * and never answer. fusectl lists every connection of the node and cuts it; its owner is the mount's user_id, an id that its mounter has
+ * (fs/fuse/inode.c, kuid_has_mapping). first..last are the run's alone; in its user namespace (userns launcher) they have their numbers from there. */
+static void cut_fuse(const struct nw_run *r, uid_t first, uid_t last) {
+	char path[NAME_MAX + sizeof "/abort"];
+	struct stat st;
+	pid_t p = fork();
+	if (p > 0) nwp_wait(p, PATIENCE_MS);                             /* a list of many takes its time; no server is waited for */
+	if (p) return;                                                   /* not even a process to be had: the same again in a moment */
+	int dir = nwp_open_fs(r, "fusectl", "/sys/fs/fuse/connections"); /* -1: no FUSE here, or not for us */
+	if (r->userns >= 0 && setns(r->userns, CLONE_NEWUSER)) _exit(1);
+	DIR *d = dir < 0 ? NULL : fdopendir(dir);
+	for (struct dirent *x; d && (x = readdir(d));) {
+		snprintf(path, sizeof path, "%s/abort", x->d_name);
+		bool ours = fstatat(dir, x->d_name, &st, 0) == 0 && st.st_uid >= first && st.st_uid <= last;
+		int fd = ours ? openat(dir, path, O_WRONLY | O_CLOEXEC) : -1;
+		if (fd >= 0) nwp_write_all(fd, "1", 1); /* refused, as if there were none: what waits is reported as left */
+		nwp_close(&fd);
+	}
+	_exit(0);
+}
+
+/* While what was killed has not gone. Of an id that others use too nothing is cut: a connection may be theirs. */
+static void cut_own(const struct nw_run *r) {
+	const struct nw_identity *id = &r->id;
+	bool in = r->userns >= 0;
+	uid_t first = in ? id->inside_uid : id->first;
+	if (id->lock >= 0) cut_fuse(r, first, in ? first : first + id->block - 1);
+}
+
+static void linger(const struct nw_run *r, uint64_t *next) {
+	usleep(500);
+	if (nwp_now_ms() < *next) return;
+	cut_own(r);
+	*next = nwp_now_ms() + FUSE_MS;
+}
+
+static bool init_gone(const struct nw_run *r, uint64_t deadline) {
+	struct pollfd p = { r->init_fd, POLLIN, 0 };
+	int n;
+	while ((n = poll(&p, 1, FUSE_MS)) == 0 && nwp_now_ms() < deadline) cut_own(r);
+	return n == 1;
 }
 
 static bool of_session(const char *text, uint32_t session) {
@@ -68,12 +113,13 @@ static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 	return p > 0 && nwp_wait(p, 1000) == 0 ? 0 : -1; /* not for ever: one of them may have stopped it, it has that right */
 }
 
-int nwp_sweep_uid(uid_t uid, gid_t gid) {
+int nwp_sweep_uid(const struct nw_run *r, uid_t uid, gid_t gid) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	int bad;
 	while ((bad = sweep(uid, gid, deadline)) && (bad = find("status", of_uid, uid, 0) != 0) && nwp_now_ms() < deadline) {
 		while (waitpid(-1, NULL, WNOHANG) > 0) /* a sweeper that was killed left its child to us, and a zombie counts too */
 			;
+		cut_fuse(r, uid, uid);
 		usleep(500);
 	}
 	return bad;
@@ -82,6 +128,7 @@ int nwp_sweep_uid(uid_t uid, gid_t gid) {
 /* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */
 static int kill_children(struct nw_run *r, uint64_t deadline) {
 	char text[4096];
+	uint64_t next = nwp_now_ms() + FUSE_MS;
 	int killed = 0;
 	for (;;) {
 		int fd = open("/proc/thread-self/children", O_RDONLY | O_CLOEXEC);
@@ -97,16 +144,15 @@ static int kill_children(struct nw_run *r, uint64_t deadline) {
 			r->left = 1;
 			return killed;
 		}
-		usleep(500);
+		linger(r, &next);
 	}
 }
 
 static void end_init(struct nw_run *r, uint64_t deadline) {
-	struct pollfd p = { r->init_fd, POLLIN, 0 };
 	int status, orphans;
 	nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
-	if (poll(&p, 1, PATIENCE_MS) == 1 && wait4(r->init, &status, 0, &r->usage) == r->init)
+	if (init_gone(r, deadline) && wait4(r->init, &status, 0, &r->usage) == r->init)
 		r->init = 0; /* an init is reaped only after all of its namespace (pid_namespaces(7)) */
 	else r->left = 1;
 	nwp_network_end(r); /* it may be a child of ours that tells */
@@ -118,11 +164,11 @@ static void end_init(struct nw_run *r, uint64_t deadline) {
  * exit_notify empties it first). Without a namespace there may be anybody; the audit session is the kernel's mark on every descendant of the
  * payload, and nobody without CAP_AUDIT_CONTROL gets rid of it (audit(7)). */
 static void end_orphans(struct nw_run *r, uint64_t deadline) {
-	struct pollfd p = { r->init_fd, POLLIN, 0 };
+	uint64_t next = nwp_now_ms() + FUSE_MS;
 	if (r->init_fd >= 0) nwp_pidfd_signal(r->init_fd, SIGKILL);
 	kill_cgroup(r);
-	if (r->init_fd >= 0 && poll(&p, 1, PATIENCE_MS) != 1) r->left = 1;
-	for (int found; r->session != AUDIT_SID_UNSET && (found = find("sessionid", of_session, r->session, SIGKILL)) > 0; usleep(500)) {
+	if (r->init_fd >= 0 && !init_gone(r, deadline)) r->left = 1;
+	for (int found; r->session != AUDIT_SID_UNSET && (found = find("sessionid", of_session, r->session, SIGKILL)) > 0; linger(r, &next)) {
 		r->killed += found;
 		if (nwp_now_ms() < deadline) continue;
 		r->left = 1;
@@ -173,7 +219,7 @@ void nwp_end_processes(struct nw_run *r) {
 	if (r->swept) end_orphans(r, deadline);
 	/* Leased ids of mode map occur nowhere but in the run's namespaces, which have just been seen to end. */
 	bool proved = r->decision.mode == NW_MAP && r->profile.namespaces & NW_NS_PID;
-	if (any && !proved && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r->id.uid, r->id.gid)) r->left = 1;
+	if (any && !proved && r->launcher->privileged && r->id.lock >= 0 && nwp_sweep_uid(r, r->id.uid, r->id.gid)) r->left = 1;
 	while (r->cgroup[0] && populated(r) && nwp_now_ms() < deadline) usleep(500);
 	nwp_count(r);
 	if (!r->cgroup[0]) return;

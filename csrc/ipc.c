@@ -51,22 +51,12 @@ static bool next(FILE *f, long long *n) {
 	return true;
 }
 
-/* Queues are files of a file system that need not be mounted: root sees them all the same, the userns launcher only where they are. */
-static int open_queues(const struct nw_run *r) {
-	if (!r->launcher->privileged) return open("/dev/mqueue", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	int fs = fsopen("mqueue", FSOPEN_CLOEXEC), bad = fs < 0 || fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
-	int mnt = bad ? -1 : fsmount(fs, FSMOUNT_CLOEXEC, 0), dir = mnt < 0 ? -1 : openat(mnt, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	nwp_close(&fs);
-	nwp_close(&mnt);
-	return dir;
-}
-
 /* The last second in which an object of the id was made, or a queue used. */
 static int64_t newest(const struct nw_run *r) {
 	long long n[COLUMNS];
 	int64_t at = 0;
 	struct stat st;
-	int queues = open_queues(r);
+	int queues = nwp_open_fs(r, "mqueue", "/dev/mqueue");
 	for (const struct kind *k = kinds; k < kinds + 3; k++) {
 		FILE *f = open_table(k);
 		while (next(f, n))
@@ -187,7 +177,7 @@ static void clear_keys(struct nw_tally *t) {
 static void __attribute__((noreturn)) clean(struct nw_run *r, struct job *j) {
 	static const char *const dirs[] = { "/dev/shm", "/tmp", "/var/tmp" };
 	bool ipc = !(r->profile.namespaces & NW_NS_IPC), files = !(r->profile.namespaces & NW_NS_MOUNT) && !j->stuck, in = r->userns >= 0;
-	int queues = ipc ? open_queues(r) : -1;
+	int queues = ipc ? nwp_open_fs(r, "mqueue", "/dev/mqueue") : -1;
 	must(!ipc || queues >= 0);
 	if (in && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	/* Of an id that others have too only the effective one, which System V asks for: they cannot signal us (kill(2): the real and the saved one). */

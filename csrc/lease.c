@@ -49,7 +49,7 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uint32_t size, uid_t 
 		return 0;
 	}
 	/* Not empty: a former run died between this and its lease, or was forgotten (--forget). */
-	if (fstat(fd, &st) || (st.st_size && r->launcher->privileged && nwp_sweep_uid(uid, uid)) || ftruncate(fd, 0) || nwp_write_all(fd, text, 48)) {
+	if (fstat(fd, &st) || (st.st_size && r->launcher->privileged && nwp_sweep_uid(r, uid, uid)) || ftruncate(fd, 0) || nwp_write_all(fd, text, 48)) {
 		close(fd);
 		return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: cannot be taken over: %s", r->guard.state, name, strerror(errno));
 	}

@@ -137,6 +137,7 @@ bool nwp_finish(struct nw_run *r, bool started) {
 	bool ok = true;
 	nwp_end_processes(r);
 	nwp_network_end(r);
+	if (r->swept && r->left) return false; /* the next sweep comes to it: nothing has ended that a record could tell of */
 	if (r->lease_fd >= 0 && r->left == 0) ok &= nwp_hand_back(r) == 0; /* not while somebody may still write there */
 	if (r->started_us) ok &= nwp_record(r, "exit", NULL, false, &lost) == 0;
 	if (started && r->work.fd >= 0 && r->left == 0) ok &= nwp_record(r, "handover", NULL, false, &lost) == 0;

@@ -335,7 +335,7 @@ bool nwp_terminal_stop_key(int tty, int master, char *bytes, size_t *n);
 /* cleanup.c, tree.c */
 void nwp_end_processes(struct nw_run *r);
 int nwp_hand_back(struct nw_run *r);
-int nwp_sweep_uid(uid_t uid, gid_t gid);
+int nwp_sweep_uid(const struct nw_run *r, uid_t uid, gid_t gid);
 struct nw_walk {
 	const char *top; /* absolute path of the tree, for links that name it */
 	bool neutralise; /* remove what leads out, strip setuid bits */
@@ -369,6 +369,7 @@ void nwp_close(int *fd);
 int nwp_write_all(int fd, const void *p, size_t n);
 int nwp_write_file(const char *path, const char *text);
 DIR *nwp_list(int dir);
+int nwp_open_fs(const struct nw_run *r, const char *type, const char *place);
 int nwp_wait(pid_t p, int ms);
 pid_t nwp_hold_namespace(void);
 int nwp_pidfd_open(pid_t pid);

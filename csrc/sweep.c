@@ -212,7 +212,7 @@ static int finish(const struct nw_run *by, const char *name, int fd, struct nw_e
 	r->lease_fd = fd;
 	if ((l.has_lock && lock_ids(r, l.lock, e)) || find_work(r, &l, this_boot, e) || enter_ids(r, e)) return LEFT;
 	if (nwp_finish(r, r->started_us)) return SWEPT;
-	nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or the lease could not be dealt with; see the records of run %s", r->run);
+	nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or the lease could not be dealt with; see \"nodewrap ps\" and the records of run %s", r->run);
 	return LEFT;
 }
 

@@ -84,6 +84,16 @@ DIR *nwp_list(int dir) {
 	return d;
 }
 
+/* The top of a kernel's file system that need not be mounted: root sees it all the same, the userns launcher only where it is. */
+int nwp_open_fs(const struct nw_run *r, const char *type, const char *place) {
+	if (!r->launcher->privileged) return open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	int fs = fsopen(type, FSOPEN_CLOEXEC), bad = fs < 0 || fsconfig(fs, FSCONFIG_CMD_CREATE, NULL, NULL, 0);
+	int mnt = bad ? -1 : fsmount(fs, FSMOUNT_CLOEXEC, 0), dir = mnt < 0 ? -1 : openat(mnt, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	nwp_close(&fs);
+	nwp_close(&mnt);
+	return dir;
+}
+
 /* The end of a child of ours, after ms by our hand (-1: never); at once when it cannot be watched. Its wait status. A child that we may not kill
  * (an LSM's word) is not waited for: it goes with us. */
 int nwp_wait(pid_t p, int ms) {

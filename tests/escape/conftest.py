@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.conftest import node, setuid_node, userns_node  # noqa: F401 (fixtures)
+from tests.integration.conftest import delegated, node, setuid_node, userns_node  # noqa: F401 (fixtures)
 from tests.site import ROOT
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import shutil
 import signal
 import struct
@@ -18,9 +19,9 @@ from nodewrap import lease
 from tests.escape.conftest import inside
 from tests.escape.test_launcher_attacks import owned
 from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
-from tests.integration.test_sweep import abandon
+from tests.integration.test_sweep import abandon, is_clean
 from tests.need import need
-from tests.node import alive, status_of, until
+from tests.node import alive, kill, status_of, until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -36,7 +37,7 @@ def hanging(where, account):
         unique = struct.unpack_from("<IIQ", request)[2]
         os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
         threading.Thread(target=swallow, args=(fuse,), daemon=True).start()
-        yield
+        yield fuse
     finally:
         LIBC.umount2(os.fsencode(where), 3)  # MNT_FORCE | MNT_DETACH: what waits gets an error
         os.close(fuse)
@@ -220,6 +221,111 @@ def test_full_status_pipe_does_not_keep_the_lease_of_a_killed_launcher_alive(use
     finally:
         os.close(reader)
         os.close(writer)
+
+
+# ---- a payload that waits for itself ----
+
+#: Mounts FUSE in namespaces of its own, has a thread look up a name there, reads the question and never answers: KILL does not end that thread, which
+#: keeps the server's descriptor open. What it says first is how that began; the argument is how long the rest lives.
+WAITS_FOR_ITSELF = r"""
+import ctypes, os, struct, sys, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+uid, gid = os.getuid(), os.getgid()
+libc.unshare(0x10000000 | 0x20000)
+for name, text in ("setgroups", "deny"), ("uid_map", "0 %d 1" % uid), ("gid_map", "0 %d 1" % gid):
+    open("/proc/self/" + name, "w").write(text)
+os.mkdir("/tmp/m")
+fuse = os.open("/dev/fuse", os.O_RDWR)
+if libc.mount(b"x", b"/tmp/m", b"fuse", 0, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse):
+    sys.exit(os.strerror(ctypes.get_errno()))
+unique = struct.unpack_from("<IIQ", os.read(fuse, 1 << 17))[2]
+os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
+threading.Thread(target=os.stat, args=("/tmp/m/x",), daemon=True).start()
+os.read(fuse, 1 << 17)
+print("stuck", flush=True)
+time.sleep(float(sys.argv[1]))
+os._exit(0)
+"""
+
+
+def stuck(node, kind, profile="batch", *options, seconds=600):
+    need("root", "fuse")
+    live = node.start(kind, "/usr/bin/python3", "-I", "-c", WAITS_FOR_ITSELF, str(seconds), profile=profile, options=options)
+    said = live.process.stdout.readline()
+    assert said == b"stuck\n", (said, live.process.communicate(timeout=10))
+    return live
+
+
+@pytest.mark.parametrize("profile", ["batch", "none"])
+@pytest.mark.parametrize("kind", ["pool", "map", "block"])
+def test_payload_that_waits_for_its_own_fuse_server_ends_with_its_time(setuid_node, kind, profile, home):
+    """Nothing ended it: account, ids and lease were gone until an administrator cut the connection, and each later run of anybody waited 2 s."""
+    before = setuid_node.site.audit_size()
+    others = owned(home / "m", setuid_node.pilot)
+    try:
+        with hanging(others, setuid_node.pilot) as fuse:
+            began = time.monotonic()
+            live = stuck(setuid_node, kind, profile, "--wall", "1")
+            assert live.end(timeout=45)[0] == 128 + signal.SIGKILL
+            assert time.monotonic() - began < 10
+            poll = select.poll()
+            poll.register(fuse, select.POLLOUT)
+            assert poll.poll(0) == [(fuse, select.POLLOUT)], "another's connection is left alone"
+    finally:
+        shutil.rmtree(others)
+    cleanup = setuid_node.site.records(before)[-1]
+    assert (cleanup["event"]["action"], cleanup["nodewrap"]["cleanup"]["processes_left"]) == ("cleanup", 0)
+    assert is_clean(setuid_node)
+
+
+@pytest.mark.parametrize("profile", ["batch", "none"])
+@pytest.mark.parametrize("kind", ["pool", "map"])
+def test_dead_run_that_waits_for_its_own_fuse_server_is_swept(setuid_node, kind, profile):
+    """With front and keeper dead, it is for the sweep before anybody's next run, within its two seconds."""
+    abandon(setuid_node, stuck(setuid_node, kind, profile, seconds=0.5))
+    before = setuid_node.site.audit_size()
+    assert setuid_node.run("log-only", "/bin/true").rc == 0
+    assert swept(setuid_node, before) == ["exit", "cleanup"]
+    assert is_clean(setuid_node)
+
+
+def swept(node, before):
+    return [record["event"]["action"] for record in node.site.records(before) if record["nodewrap"].get("swept")]
+
+
+#: Every connection of that uid is cut: what an administrator does by hand.
+CUT = 'cd /sys/fs/fuse && mount -t fusectl x connections && for c in connections/*; do [ "$(stat -c %u "$c")" != "$1" ] || echo 1 >"$c/abort"; done'
+
+
+def test_dead_run_that_cannot_be_ended_is_recorded_when_it_has_ended(setuid_node):
+    """Each sweep that failed added one more exit and cleanup. The pilot's own id: its connections may be others', and are not cut."""
+    abandon(setuid_node, stuck(setuid_node, "log-only", seconds=0.5))
+    before = setuid_node.site.audit_size()
+    try:
+        code, reports, _ = setuid_node.sweep()
+        assert (code, [report["state"] for report in reports], setuid_node.actions(before)) == (1, ["left"], [])
+    finally:
+        subprocess.run(["unshare", "-m", "/bin/sh", "-c", CUT, "sh", str(setuid_node.pilot.uid)], check=True, timeout=20)
+    until(lambda: setuid_node.sweep()[0] == 0, "swept")
+    assert swept(setuid_node, before) == ["exit", "cleanup"]
+
+
+def test_payload_that_waits_for_its_own_fuse_server_under_the_userns_launcher(userns_node, delegated):
+    """Without privilege by the list of connections that the node has mounted, as the root of the payload's user namespace."""
+    need("root", "fuse")
+    node, pilot = userns_node, userns_node.pilot
+    mounted = 'mount -t fusectl fusectl /sys/fs/fuse/connections && u=$1 g=$2 && shift 2 && exec setpriv --reuid=$u --regid=$g --clear-groups "$@"'
+    argv = node.argv("block", ["/usr/bin/python3", "-I", "-c", WAITS_FOR_ITSELF, "600"], options=["--wall", "1"])
+    before, began = node.site.audit_size(), time.monotonic()
+    words = ["unshare", "-m", "/bin/sh", "-c", mounted, "sh", pilot.uid, pilot.gid, *argv]
+    run = subprocess.Popen(list(map(os.fspath, map(str, words))), env=node.site.environment(pilot), cwd="/", stdout=subprocess.PIPE)
+    try:
+        assert run.communicate(timeout=45)[0] == b"stuck\n"
+        assert time.monotonic() - began < 10
+    finally:
+        kill(run)
+    cleanup = node.site.records(before)[-1]
+    assert (cleanup["event"]["action"], cleanup["nodewrap"]["cleanup"]["processes_left"]) == ("cleanup", 0)
 
 
 # ---- a policy child that wants another file removed ----
