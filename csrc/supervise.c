@@ -12,7 +12,8 @@
 
 /* Bytes go from -> mid -> to by splice(2), without a copy of ours. Not from -> to: that would hold the lock of the payload's pipe as long as the
  * file system takes, and who waits for that lock cannot be killed (fs/pipe.c, mutex_lock). Where splice(2) is refused (O_APPEND, some devices), and
- * for what mid still holds then: by read and write. */
+ * for what mid still holds then: by read and write. Of sockets by recv and send: splice(2) waits for one that does not take more, whatever its own
+ * flags say (fs/splice.c, splice_to_socket), and descriptors that come along are dropped. */
 struct relay {
 	int from, to; /* from -1: done */
 	int mid[2];
@@ -20,6 +21,7 @@ struct relay {
 	size_t size, due;     /* at once; at all */
 	size_t piece;         /* of a terminal: to be written at once; else 0 */
 	bool plain;
+	int family; /* of the pilot's socket, or 0 */
 	char bytes[PIPE];
 };
 
@@ -29,25 +31,30 @@ static bool typed;     /* the stop key, by the pilot: the signal is on its way *
 static bool ended;     /* the payload: what there is to relay is no longer its */
 static bool impatient; /* somebody wants us to end: a reader who does not read must not keep us */
 
-/* One that stays with whom it is connected to. Others belong to the pilot's network, and connect(2) takes them anywhere in it. */
-static bool is_connection(int fd) {
-	struct sockaddr_un peer = { 0 };
-	socklen_t size = sizeof peer, length = sizeof(int);
-	int type;
-	return getpeername(fd, (struct sockaddr *)&peer, &size) == 0 && peer.sun_family == AF_UNIX &&
-	       getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &length) == 0 && (type == SOCK_STREAM || type == SOCK_SEQPACKET);
-}
-
-/* A file, terminal or device handed over could be reopened through /proc/self/fd with more than it carries (a log read, a terminal
- * typed into). Pipes and local connections cannot give more; /dev/null has nothing to give. */
-static bool harmless(int fd, struct stat *st) {
+/* What is handed over can be used for more than it carries. A file, terminal or device is reopened through /proc/self/fd (a log read, a terminal typed
+ * into); so is a pipe, by who has its owner's id, the pilot's (mode 0600). Any socket is of the pilot's network, whose interfaces and abstract names
+ * it tells and takes (SIOCGIFCONF, bind(2)), carries descriptors out (SCM_RIGHTS) and is a handle of its peer (SO_PEERPIDFD). A pipe as stdin stays:
+ * what we took of it too early could not be given back to the pilot, who may go on with it. /dev/null has nothing to give. */
+static bool harmless(const struct nw_run *r, int fd, struct stat *st) {
+	bool owner = r->decision.mode == NW_LOG_ONLY || !r->launcher->privileged;
 	if (fstat(fd, st)) return false;
-	return S_ISFIFO(st->st_mode) || (S_ISSOCK(st->st_mode) && is_connection(fd)) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3));
+	return (S_ISFIFO(st->st_mode) && (fd == 0 || !owner)) || (S_ISCHR(st->st_mode) && st->st_rdev == makedev(1, 3));
 }
 
-static int relay(struct nw_run *r, int fd) {
+/* Bytes are all that the payload's pipe has: messages would be run together, and an empty one taken for the end. */
+static int relay_socket(struct relay *x, int fd) {
+	int type;
+	socklen_t a = sizeof type, b = sizeof x->family;
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &a) || getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &x->family, &b)) return -1;
+	x->plain = true;
+	errno = EPROTOTYPE;
+	return type == SOCK_STREAM ? 0 : -1;
+}
+
+static int relay(struct nw_run *r, int fd, bool is_socket) {
 	struct relay *x = &relays[fd];
 	int p[2], mine = fd == 0 ? 1 : 0;
+	if (is_socket && relay_socket(x, fd)) return -1;
 	if (pipe2(p, O_CLOEXEC) || pipe2(x->mid, O_CLOEXEC)) return -1;
 	/* The payload may open /dev/stdout again, whatever its id: its own pipe is its own. Only who may trace a holder finds it in /proc. */
 	if (fchmod(p[0], 0666)) return -1;
@@ -84,21 +91,22 @@ static int relay_terminal(struct nw_run *r, const bool *is) {
 
 int nwp_relay_open(struct nw_run *r, struct nw_err *e) {
 	struct stat st, out;
-	bool is[3], plain[3];
+	bool is[3], plain[3], sock[3];
 	for (int i = 0; i < RELAYS; i++) relays[i].from = relays[i].to = relays[i].mid[0] = relays[i].mid[1] = -1;
 	for (int fd = 0; fd < 3; fd++) {
 		r->std[fd] = fd;
-		plain[fd] = harmless(fd, &st);
+		plain[fd] = harmless(r, fd, &st);
+		sock[fd] = !plain[fd] && S_ISSOCK(st.st_mode);
 		is[fd] = !plain[fd] && S_ISCHR(st.st_mode) && nwp_is_terminal(fd);
 	}
 	if ((is[0] || is[1]) && relay_terminal(r, is) && nwp_degrade(r, "terminal", e)) return -1;
 	for (int fd = 0; fd < 3; fd++) {
 		if (is[fd] && r->terminal) r->std[fd] = r->tty;
-		else if (plain[fd] || !(is[fd] || r->profile.namespaces & NW_NS_MOUNT)) continue;
+		else if (plain[fd] || !(is[fd] || r->profile.namespaces & (sock[fd] ? ~0u : NW_NS_MOUNT))) continue;
 		/* stdout and stderr on one file: one pipe, so that the order of lines stays */
 		else if (fd == 2 && r->std[1] != 1 && fstat(1, &out) == 0 && fstat(2, &st) == 0 && out.st_dev == st.st_dev && out.st_ino == st.st_ino)
 			r->std[2] = r->std[1];
-		else if (relay(r, fd)) return -1;
+		else if (relay(r, fd, sock[fd])) return -1;
 		else if (is[fd]) own_terminal(r, fd);
 	}
 	return 0;
@@ -146,7 +154,8 @@ static ssize_t take(struct relay *x) {
 	if (n > 0) x->in_mid = (size_t)n;
 	else if (n < 0 && (x->plain || (errno != EAGAIN && errno != EINTR))) {
 		x->plain = true;
-		n = read(x->from, x->bytes, most < sizeof x->bytes ? most : sizeof x->bytes);
+		if (most > sizeof x->bytes) most = sizeof x->bytes;
+		n = x->family && x == relays ? recv(x->from, x->bytes, most, MSG_DONTWAIT) : read(x->from, x->bytes, most);
 		x->at = 0;
 		x->n = n > 0 ? (size_t)n : 0;
 	}
@@ -165,7 +174,8 @@ static ssize_t give(struct relay *x) {
 		x->at = 0;
 		x->n = (size_t)n;
 	}
-	n = write(x->to, x->bytes + x->at, x->piece && x->n > x->piece ? x->piece : x->n);
+	size_t most = x->piece && x->n > x->piece ? x->piece : x->n;
+	n = x->family && x != relays ? send(x->to, x->bytes + x->at, most, MSG_DONTWAIT | MSG_NOSIGNAL) : write(x->to, x->bytes + x->at, most);
 	if (n > 0) x->at += (size_t)n, x->n -= (size_t)n;
 	return n;
 }
@@ -173,6 +183,8 @@ static ssize_t give(struct relay *x) {
 /* What the payload could not be told, since it had not the file itself, its pilot is told. */
 static void fault(struct nw_run *r, const struct relay *x) {
 	static const char *const name[] = { "stdin could not be read", "stdout could not be written", "stderr could not be written" };
+	/* Of a local socket: its peer closed with output unread, after all of its own input; it had none (af_unix.c). */
+	if (x->family == AF_UNIX && (errno == ECONNRESET || errno == EINVAL || errno == ENOTCONN)) return;
 	if (x->piece || errno == EPIPE || errno == EISDIR || (x == relays && errno == EBADF)) return; /* a terminal that has gone is no fault */
 	nw_fail(&r->stdio, NW_INTERNAL, "NW-STDIO", "the payload's %s to its end: %s", name[x - relays], strerror(errno));
 }

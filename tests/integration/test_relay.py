@@ -7,8 +7,10 @@ import fcntl
 import hashlib
 import os
 import random
+import select
 import socket
 import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -224,3 +226,65 @@ def test_socket_of_the_pilots_network_is_not_handed_over(node, profile):
             peer.sendall(b"bytes\n")
             peer.shutdown(socket.SHUT_WR)
             assert process.communicate(timeout=20)[0] == b"fifo\nbytes\n"
+
+
+def stdio(node, command, mine, **more):
+    """A payload whose stdin, stdout and stderr are one socket, as inetd and ssh start programs."""
+    process = node.site.start(node.argv("map", command, **more), stdin=mine, stdout=mine, stderr=mine)
+    mine.close()
+    return process
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+def test_one_local_socket_as_stdio_carries_both_ways_to_the_end_of_each(node, blocking):
+    mine, peer = socket.socketpair()
+    data = random.Random(3).randbytes(SIZES[-1])
+    with peer, socket.socket(fileno=os.dup(mine.fileno())) as again:
+        mine.setblocking(blocking)
+        before = fcntl.fcntl(again, fcntl.F_GETFL)
+        process = stdio(node, ["/bin/sh", "-c", "/bin/cat; echo end >&2"], mine)
+        sender = threading.Thread(target=lambda: (peer.sendall(data), peer.shutdown(socket.SHUT_WR)))
+        sender.start()
+        got = b""
+        while not got.endswith(b"end\n"):
+            got += peer.recv(1 << 20)
+        sender.join(20)
+        assert (process.wait(20), fcntl.fcntl(again, fcntl.F_GETFL)) == (0, before)
+        again.close()
+        assert peer.recv(1) == b""
+    assert got == data + b"end\n"
+
+
+def test_peer_of_a_socket_that_has_gone_is_a_broken_pipe_and_no_error_of_the_runs(node):
+    mine, peer = socket.socketpair()
+    process = stdio(node, ["/usr/bin/yes"], mine)
+    peer.recv(1)
+    peer.close()
+    assert process.wait(20) == 141
+    mine, peer = socket.socketpair()
+    process = stdio(node, ["/bin/sh", "-c", "echo unread; sleep 1; exit 3"], mine)
+    select.select([peer], [], [], 20)
+    peer.close()  # ECONNRESET for its stdin
+    assert process.wait(20) == 3
+    assert stdio(node, ["/bin/true"], socket.socket(socket.AF_UNIX)).wait(20) == 0  # never had one
+
+
+def test_peer_that_does_not_take_more_keeps_nobody(node):
+    mine, peer = socket.socketpair()
+    with peer:
+        process = stdio(node, ["/usr/bin/yes"], mine)
+        select.select([peer], [], [], 20)
+        time.sleep(0.5)
+        process.terminate()
+        assert process.wait(5) == 143
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
+def test_socket_of_messages_is_refused_where_it_would_have_to_be_carried(node, kind):
+    for profile, code in (("batch", 202), ("none", 0)):
+        mine, peer = socket.socketpair(socket.AF_UNIX, kind)
+        with mine, peer:
+            process = node.site.start(node.argv("map", ["/bin/true"], profile), stdin=mine, stderr=subprocess.PIPE)
+            _, err = process.communicate(timeout=20)
+        assert process.returncode == code, err
+        assert err.startswith(b"nodewrap: NW-STDIO: cannot arrange stdin, stdout, stderr: Protocol wrong type for socket") == (code != 0)
