@@ -17,6 +17,8 @@ from nodewrap.guard import Guard, Range
 
 #: Where everybody may write on most nodes; only their first level, as others work there.
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock", "/var/spool/cron/crontabs", "/var/spool/at", "/var/mail")  # noqa: S108  looked at alone
+#: How the directories of suites begin.
+DIRECTORY = "nodewrap-escape-"
 #: Other work on the node comes and goes meanwhile; what is the try's own and stays is still there then.
 SETTLE_S = 2.0
 
@@ -60,13 +62,16 @@ def snapshot(ids: Ids, state: str) -> Snapshot:
 def litter(before: Snapshot, ids: Ids, state: str, runs: Container[str] | None) -> list[str]:
     """What is new since before, and stays. runs: ids of the try's own runs, None when not known: only their cgroups and leases count."""
     end = time.monotonic() + SETTLE_S
-    while (found := [line for line in snapshot(ids, state).since(before) if _is_ours(line, runs)]) and time.monotonic() < end:
+    while (found := [line for line in snapshot(ids, state).since(before) if _is_ours(line, runs, state)]) and time.monotonic() < end:
         time.sleep(0.02)
     return found
 
 
-def _is_ours(line: str, runs: Container[str] | None) -> bool:
+def _is_ours(line: str, runs: Container[str] | None, state: str) -> bool:
+    """Mounts come and go on a node (automounters): those count that are where tries and runs are."""
     kind, _, name = line.partition(": ")
+    if kind == "mount":
+        return f"/{DIRECTORY}" in name or (bool(state) and name.startswith(f"{state}/"))
     return kind not in ("cgroup", "lease") or runs is None or name.rpartition("/")[2].removeprefix("nodewrap-") in runs
 
 

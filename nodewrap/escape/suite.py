@@ -14,12 +14,10 @@ from nodewrap.doctor.node import distrust
 from nodewrap.escape import needs
 from nodewrap.escape.arena import Arena, remove
 from nodewrap.escape.attempt import Try, adopt_orphans, attempt
-from nodewrap.escape.judge import Ids, litter, record_flaws, snapshot
+from nodewrap.escape.judge import DIRECTORY, Ids, litter, record_flaws, snapshot
 from nodewrap.escape.model import LEFT_OUT, Attack, Caller, Configuration, Outcome, Result, catalogue
 from nodewrap.escape.wrappers import Wrapper, controls, nodewrap
 from nodewrap.guard import Guard, Range, parse_guard
-
-DIRECTORY = "nodewrap-escape-"
 
 
 class SuiteError(Exception):
