@@ -51,7 +51,7 @@ class Caller(NamedTuple):
 class Configuration:
     """One nodewrap to attack. binary: the command that pilots call. mode: switch, map or log-only. kind: how the report names it (the mode, or a
     variant of it such as "block"). who: options of ``nodewrap run`` that say who the payload's user is. guard: its guard file.
-    delegated: the caller has a range of subordinate ids, which the userns launcher gives to mapped payloads."""
+    delegated: with the userns launcher, mapped payloads are in the caller's range of subordinate ids."""
 
     launcher: str
     mode: str

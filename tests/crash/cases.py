@@ -119,7 +119,7 @@ class Case:
         self.work = session.top / "work"
         self.libexec = self.site.prefix / "libexec/nodewrap"
         self.uids = self.node.uids() | {self.pilot.uid}
-        self.scratch = self.site.prefix / "scratch"
+        self.scratch = self.site.prefix / "crash-scratch"
         if self.kind == "disk" and not self.scratch.exists():
             self.scratch.mkdir(mode=0o711)
             if self.launcher == "userns":

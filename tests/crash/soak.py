@@ -229,6 +229,7 @@ class Place:
         self.session, self.site = soak.session, soak.session.site(launcher)
         self.disk = Disk(self.site.prefix / "var", VAR_MIB)
         self.node = SoakNode(self.site, pool)
+        self.scratch = self.site.prefix / "crash-scratch"  # of the crash matrix; ours has none
         self.pilot, self.processes, self.owns = self.site.pilot, soak.processes, soak.owns
         self.program = self.site.prefix / f"libexec/nodewrap/nodewrap-{launcher}"
         self.sweeper = self.site.prefix / "libexec/nodewrap/nodewrap-sweep"

@@ -51,7 +51,7 @@ def configurations(node, kinds=(), profiles=PROFILES):
             if not kinds or kind in kinds:
                 who = ("--declare", f"vo={kind}", "--declare", f"subject={SUBJECT}")
                 guard = str(node.site.sysconf / "guard")
-                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind, ROOT))
+                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind, kind == "block"))
     return found
 
 

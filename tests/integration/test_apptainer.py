@@ -201,7 +201,7 @@ def test_command_has_the_pilots_stderr_and_no_descriptor_of_the_container(boxed,
 def test_command_cannot_make_itself_a_runtime_that_failed(boxed, images):
     """With the option pid the runtime's own process 1 keeps the descriptors, and is the payload's user's."""
     policy(boxed, [f"{images}/*"], 'apptainer = { options = ["pid"] }')
-    script = "for fd in /proc/1/fd/*; do (head -c 64 $fd; echo FATAL: mine >$fd) 2>/dev/null; done </dev/null >/dev/null; exit 255"
+    script = "for fd in /proc/1/fd/*; do (timeout 1 head -c 64 $fd; echo FATAL: mine >$fd) 2>/dev/null; done </dev/null >/dev/null; exit 255"
     own = boxed.site.prefix / "libexec/nodewrap/nodewrap-inside"
     before = own.read_bytes()
     ran = boxed.sh("map", script, options=["--image", images / "directory"])
