@@ -35,12 +35,13 @@ def deep(at: Site, paths: list[str], remove: bool) -> Report:
     if os.geteuid() != 0:
         raise SiteError("NW-DEEP", "only root sees the processes and files of other ids; call it as root")
     locks, report = Locks(at), Report(leasable(at.guard))
-    report.notes = [*report.ids.notes, *_runs_on_disk(at)]
+    report.notes = _runs_on_disk(at)
     found = _everything(report, Free(report.ids, locks.claimed()), paths)
     for uid in sorted({one.uid for one in found}):
         with locks.hold(uid, uid in report.ids.accounts) as free:
             if free:
                 report.findings += _settle(report, [one for one in found if one.uid == uid], uid, remove)
+    report.notes = [*report.ids.notes, *report.notes]  # an id is judged when something of it is met
     return report
 
 

@@ -366,7 +366,7 @@ def lease_directory_of_others(arena: Arena) -> Seen:
 
 
 def _maps_others(at: Configuration) -> bool:
-    return at.mode == "map" and not at.is_pilots_id and at.profile == "strict"
+    return at.mode == "map" and not at.is_pilots_id and at.profile == "batch"  # maps do not depend on the profile
 
 
 @attack("B19", "blocks are leased whole", only=_maps_others, refusal=True, peers=False)
