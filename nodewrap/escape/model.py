@@ -108,6 +108,8 @@ OWN_LAUNCHER = Accepted("own-launcher", lambda at: at.launcher == "userns")
 PILOTS_LOG = Accepted("pilots-own-log", lambda at: at.launcher == "userns" and at.is_pilots_id and at.profile != "strict")
 PILOT_IN_MAP = Accepted("pilot-in-map", lambda at: at.launcher == "userns")
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
+#: Which connections are the run's own cannot be told there; strict refuses the user namespace that it takes.
+OWN_SERVER = Accepted("own-fuse-server", lambda at: at.is_pilots_id and at.profile != "strict")
 BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
 
 

@@ -6,6 +6,7 @@ import glob
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ F_SETSIG = 10
 CLONE, EXIT = (220, 93) if os.uname().machine == "aarch64" else (56, 60)
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 CLONE_VFORK = 0x4000
+SO_PEERPIDFD = 77
 NEWUSER, NEWNS, NEWCGROUP = 0x10000000, 0x20000, 0x02000000
 STOPS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -52,6 +54,19 @@ def rest(seconds=60):
     """What outlives its payload ends some time by itself."""
     time.sleep(seconds)
     os._exit(0)
+
+
+def tell(path, text):
+    with open(path, "w") as file:
+        file.write(str(text))
+
+
+def become_root(more=0):
+    """In a user namespace, with mounts of our own and more."""
+    ids = os.getuid(), os.getgid()
+    call(LIBC.unshare, NEWUSER | NEWNS | more)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
+        tell(f"/proc/self/{name}", text)
 
 
 # ---- what survives ----
@@ -157,6 +172,23 @@ def headless(path):
     time.sleep(0.02)
 
 
+def own_server(path):
+    """A thread of ours looks up a name in a FUSE file system whose server we are; the question is read and never answered. Nothing wakes who waits
+    for that (fs/fuse/dev.c, request_wait_answer), and it keeps the server's descriptor open."""
+    hold(path)
+    become_root()
+    os.makedirs("own", exist_ok=True)
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    call(LIBC.mount, b"own", b"own", b"fuse", ctypes.c_ulong(0), b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse)
+    unique = struct.unpack_from("<IIQ", os.read(fuse, 1 << 17))[2]  # FUSE_INIT; its answer in the shape of protocol 7.23 (include/uapi/linux/fuse.h)
+    os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
+    threading.Thread(target=os.stat, args=("own/x",), daemon=True).start()
+    os.read(fuse, 1 << 17)
+    say("waits")
+    drop_stdio()
+    rest()
+
+
 def zombies(count):
     """Orphans that have ended: whoever adopts them has to collect them."""
     for _ in range(int(count)):
@@ -206,6 +238,20 @@ def term_self():
     time.sleep(0.05)
     say("still alive")
     os._exit(7)
+
+
+def tracee():
+    """Our parent is told of each signal that we get then, before we get it (ptrace(2)). One whose default is to be ignored; our code is 42."""
+    say(LIBC.ptrace(TRACEME, 0, None, None))
+    os.kill(os.getpid(), signal.SIGURG)
+    time.sleep(0.1)
+    os._exit(42)
+
+
+def careless_waiter(*command):
+    """For the control: what takes the first word of its child for its end."""
+    status = os.waitpid(os.posix_spawn(command[0], command, os.environ), 0)[1]
+    os._exit(os.WSTOPSIG(status) if os.WIFSTOPPED(status) else os.WEXITSTATUS(status))
 
 
 def orphan_code():
@@ -348,6 +394,31 @@ def descriptor_of(pid, fd):
     return os.pread(syscall(PIDFD_GETFD, syscall(PIDFD_OPEN, pid, 0), fd, 0), 64, 0)
 
 
+def reachable(path):
+    """A process of the pilot's with its secret open, to which everybody may connect."""
+    LIBC.prctl(SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # as the canary
+    with open("secret"), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        os.chmod(path, 0o777)
+        server.listen(5)
+        say("ready")
+        signal.pause()
+
+
+def steal_by_socket(path):
+    """The socket tells its peer's pidfd, in whatever process namespace that is."""
+    found = []
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(path)
+        pidfd = sock.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    for fd in range(3, 8):
+        try:
+            found.append(os.pread(syscall(PIDFD_GETFD, pidfd, fd, 0), 64, 0))
+        except OSError as wrong:
+            found.append(str(wrong).encode())
+    return b" ".join(found)
+
+
 def setids(*commands):
     """Start set-id programs that wait for a word, and wait ourselves."""
     running, pipe = [], subprocess.PIPE
@@ -413,18 +484,10 @@ def own_groups():
 
 def mount_groups():
     """As root of a user namespace with a view of the groups of its own."""
-    ids = os.getuid(), os.getgid()
-    call(LIBC.unshare, NEWUSER | NEWNS | NEWCGROUP)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
-        tell(f"/proc/self/{name}", text)
+    become_root(NEWCGROUP)
     os.makedirs("groups", exist_ok=True)
     call(LIBC.mount, b"none", b"groups", b"cgroup2", ctypes.c_ulong(0), None)
     return "groups"
-
-
-def tell(path, text):
-    with open(path, "w") as file:
-        file.write(str(text))
 
 
 def in_groups(work, groups):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import secrets
@@ -10,12 +11,13 @@ import socket
 import threading
 import time
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from nodewrap.escape.arena import Arena, Live, Ran, hostile
-from nodewrap.escape.model import BARE_PROFILE, PILOTS_GROUP, SAME_ID_BARE, Configuration, Seen, attack, left_out
+from nodewrap.escape.model import BARE_PROFILE, OWN_SERVER, PILOTS_GROUP, SAME_ID_BARE, Configuration, Seen, attack, left_out
 
 ENDS = "end of the pid namespace; cgroup.kill; sweep of the uid"
 APART = "pid namespace; other uid"
@@ -125,6 +127,51 @@ def stopped_for_ever(arena: Arena) -> Seen:
     return Seen(ran.rc is None, f"{'still there' if ran.rc is None else 'ended'} after {ran.seconds:.1f} s, the limit is 1 s ({ran.line})")
 
 
+CONNECTIONS = Path("/sys/fs/fuse/connections")
+
+
+def connections() -> set[str]:
+    """The node's FUSE connections. From here on their list is mounted for all that this try starts, as systemd does it for everybody."""
+    libc, none, private = ctypes.CDLL(None, use_errno=True), b"none", ctypes.c_ulong(0x44000)  # MS_REC | MS_PRIVATE
+    if libc.unshare(0x20000) or libc.mount(none, b"/", None, private, None) or libc.mount(none, bytes(CONNECTIONS), b"fusectl", None, None):
+        raise OSError(ctypes.get_errno(), "fusectl")
+    return {one.name for one in CONNECTIONS.iterdir()}
+
+
+def cut_at_the_end(arena: Arena, others: set[str], uid: int) -> None:
+    """Of that uid's FUSE connections those that others has not. By a child of the try's, which waits for its end: also for that by a signal."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writer)
+        os.read(reader, 1)
+        for one in CONNECTIONS.iterdir():
+            with suppress(OSError):
+                if one.name not in others and one.stat().st_uid == uid:
+                    (one / "abort").write_text("1")
+        os._exit(0)
+    os.close(reader)
+    arena.undo(lambda: os.waitpid(pid, 0))
+    arena.undo(lambda: os.close(writer))
+
+
+@attack("C36", "its FUSE connections are cut, where the id is the run's alone; strict: no user namespace", needs=("root", "fuse", "userns"),
+        accepted=(OWN_SERVER,), only=not_compat, peers=False)
+def waits_for_itself(arena: Arena) -> Seen:
+    """Its wrapper is killed then, and another run made, which finishes it where no keeper does."""
+    others = connections()
+    live = arena.begin_payload("c_processes", "own_server", "lock")
+    said = live.hear()
+    if said == "waits":
+        cut_at_the_end(arena, others, psutil.Process(live.pid()).uids().real)
+    live.kill()
+    began, ran = time.monotonic(), Ran(None, said.encode(), b"", 0, True)
+    if not arena.control:
+        arena.run("/bin/true", refusal=True)
+    arena.until(lambda: not held(arena, ran).reached, 0.2 if arena.control else 2.5)
+    return held(arena, replace(ran, seconds=time.monotonic() - began))
+
+
 # ---- the payload's own end ----
 
 
@@ -141,6 +188,14 @@ def own_signal(arena: Arena) -> Seen:
     words = hostile("c_processes", "term_self")
     ran = arena.run("unshare", "--pid", "--fork", "--", *words) if arena.control else arena.run(*words)
     return Seen(ran.rc not in (-signal.SIGTERM, 128 + signal.SIGTERM), f"SIGTERM to itself: {ran.line}")
+
+
+@attack("C38", "init lets go of whoever makes it a tracer")
+def init_made_tracer(arena: Arena) -> Seen:
+    """The control is a parent that takes the first word of waitpid(2) for the end."""
+    words = hostile("c_processes", "tracee")
+    ran = arena.run(*(hostile("c_processes", "careless_waiter") if arena.control else ()), *words)
+    return Seen(ran.rc != 42, f"42 came back as {ran.rc} ({ran.line})")
 
 
 @attack("C20", "init tells the payload's own end")
@@ -196,6 +251,14 @@ def memory_and_descriptors(arena: Arena) -> Seen:
     """process_vm_readv of the pilot's process, then pidfd_getfd of its open file."""
     canary = Canary(arena)
     return arena.has_nonce(arena.payload("c_processes", "steal", canary.pid, canary.address, canary.fd))
+
+
+@attack("C37", "filter; Landlock; other uid", accepted=(SAME_ID_BARE,))
+def descriptors_by_a_socket(arena: Arena) -> Seen:
+    """The socket is in the work directory: whoever the payload is, it may connect."""
+    arena.secret(arena.mkdir(arena.home / "cwd") / "secret")
+    arena.accomplice("c_processes", "reachable", arena.work / "door", cwd=arena.home / "cwd")
+    return arena.has_nonce(arena.payload("c_processes", "steal_by_socket", arena.work / "door"))
 
 
 @attack("C13", "pid namespace; other uid or not dumpable", accepted=(SAME_ID_BARE,))
