@@ -110,6 +110,11 @@ PILOT_IN_MAP = Accepted("pilot-in-map", lambda at: at.launcher == "userns")
 SUPPLEMENTARY_GROUPS = Accepted("supplementary-groups", lambda at: at.mode == "log-only" or at.launcher == "userns")
 #: Which connections are the run's own cannot be told there; strict refuses the user namespace that it takes.
 OWN_SERVER = Accepted("own-fuse-server", lambda at: at.is_pilots_id and at.profile != "strict")
+#: A pipe as stdin is handed over: what was taken of it too early could not be given back to the pilot.
+PIPE_FLAGS = Accepted("pipes-as-stdio", lambda at: True)
+PIPE_OF_THE_SAME_ID = Accepted("pipes-as-stdio", lambda at: at.is_pilots_id)
+WATCHED_DIRECTORIES = Accepted("watched-directories", lambda at: True)
+MEMORY_FILES = Accepted("memory-files", lambda at: True)
 BAN_AT_NEXT_START = Accepted("ban-at-next-start", lambda at: True)
 
 

@@ -221,6 +221,12 @@ def careless_log(log, *argv):
     then(argv)
 
 
+def careless_status(fd, *argv):
+    """What happens is told with the ids that the wrapper has."""
+    os.write(int(fd), b"started\n")
+    os.waitpid(os.posix_spawn(argv[0], argv, os.environ), 0)
+
+
 def careless_lease(lease, *argv):
     """A lease, a child, the lease's end; an error on the way is somebody else's business."""
     with open(lease, "w") as file:

@@ -73,6 +73,19 @@ def ask(*places):
     return tried(*(lambda at=place: hear(*at.split("/")) for place in places))
 
 
+def connect_anew(host, port):
+    """stdin, where it is a socket: undo its connection (connect(2), AF_UNSPEC), and make another, in whatever network it was made."""
+
+    def hear():
+        with socket.socket(fileno=os.dup(0)) as sock:
+            sock.settimeout(2)
+            call(LIBC.connect, sock.fileno(), bytes(16), 16)
+            sock.connect((host, int(port)))
+            return sock.recv(100)
+
+    return tried(hear)
+
+
 def ask_once(host, port):
     """A client of the pilot's."""
     return ask(f"{host}/{port}")

@@ -238,6 +238,40 @@ def flood(mebibytes):
         os.write(1, block)
 
 
+def memory_files(mebibytes):
+    """That much each in /tmp, in a memfd and in a tmpfs of our own namespaces; held open."""
+
+    def fill(path):
+        write(os.open(path, os.O_WRONLY | os.O_CREAT), path)
+
+    def write(fd, path=None):
+        try:
+            for _ in range(int(mebibytes)):
+                os.write(fd, b"x" * (1 << 20))
+        finally:
+            if path:
+                os.unlink(path)
+
+    def own():
+        ids = os.getuid(), os.getgid()
+        call(LIBC.unshare, 0x10020000)  # CLONE_NEWUSER | CLONE_NEWNS
+        for name, text in (("setgroups", "deny"), ("uid_map", f"0 {ids[0]} 1"), ("gid_map", f"0 {ids[1]} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        call(LIBC.mount, b"none", b"/tmp", b"tmpfs", ctypes.c_ulong(0), None)
+        fill("/tmp/own")
+
+    said = []
+    for work in (lambda: fill(f"/tmp/{os.getpid()}"), lambda: write(os.memfd_create("own")), own):
+        try:
+            work()
+            said.append("done")
+        except OSError as wrong:
+            said.append(str(wrong.strerror))
+    say(", ".join(said))
+    sys.stdin.read()
+
+
 # ---- careless wrappers, as controls ----
 
 

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nodewrap.escape.arena import Arena, hostile
+from nodewrap.escape.arena import Arena, NotRunError, hostile
 from nodewrap.escape.judge import record_flaws
 from nodewrap.escape.model import SAME_ID_BARE, Configuration, Seen, attack
 from nodewrap.escape.suite import read_guard
@@ -853,3 +854,20 @@ def nested_call(arena: Arena) -> Seen:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(helper)
     return seen
+
+
+@attack("A47", "status lines are written with the caller's ids", control="root", needs=("root",), only=is_setuid, peers=False)
+def status_by_root(arena: Arena) -> Seen:
+    """The socket is the caller's, and tells the ids of whoever wrote (unix(7), SO_PASSCRED). Of a run that starts, and of one that cannot."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    fd, uids = theirs.fileno(), []
+    for command in ("/bin/true", "/no/such/command")[:1 if arena.control else 2]:
+        words = code("careless_status", fd, command) if arena.control else argv(arena, command, options=["--status-fd", str(fd)])
+        arena.begin(*words, as_is=True, fds=[fd]).end()
+    theirs.close()
+    while (told := ours.recvmsg(65536, 1024))[0]:
+        uids += [struct.unpack("iII", body)[1] for level, kind, body in told[1] if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS)]
+    if not uids:
+        raise NotRunError("it told nothing")
+    return Seen(0 in uids, f"{len(uids)} lines, of uids {sorted(set(uids))}")

@@ -17,7 +17,18 @@ from typing import Any
 
 from nodewrap.escape.arena import Arena, NotRunError, hostile
 from nodewrap.escape.evidence import sockets
-from nodewrap.escape.model import ABSTRACT_SOCKETS, BARE_PROFILE, QUEUES_UNSEEN, SAME_ID_BARE, Seen, attack, left_out
+from nodewrap.escape.model import (
+    ABSTRACT_SOCKETS,
+    BARE_PROFILE,
+    PIPE_FLAGS,
+    PIPE_OF_THE_SAME_ID,
+    QUEUES_UNSEEN,
+    SAME_ID_BARE,
+    WATCHED_DIRECTORIES,
+    Seen,
+    attack,
+    left_out,
+)
 from nodewrap.escape.wrappers import PATH
 
 AF_VSOCK, IPC_RMID = 40, 0
@@ -339,6 +350,73 @@ def log_of_the_pilot_rewritten(arena: Arena) -> Seen:
         ran = arena.begin_payload("e_ipc", "change_stdout", arena.nonce, stdout=file).end()
     changed = not log.read_bytes().startswith(b"-" * 32)
     return Seen(changed, f"the log's first line {'is another' if changed else 'is as it was'} ({ran.err.decode('utf-8', 'replace')[:100]})")
+
+
+@attack("E28", "sockets are relayed: bytes alone go through", accepted=(BARE_PROFILE,))
+def descriptors_by_stdin(arena: Arena) -> Seen:
+    """Who is at the other end sends an open file of the pilot's, and counts what descriptors come."""
+    file = os.open(arena.secret(), os.O_RDONLY)
+    ours, theirs = socket.socketpair()
+    socket.send_fds(ours, [b"x"], [file])
+    ours.settimeout(5)
+    live = arena.begin_payload("e_ipc", "by_socket", "y", stdin=theirs)
+    theirs.close()
+    ran = live.end()
+    got = socket.recv_fds(ours, 10, 1)[1] if ran.text.startswith("1 ") else []
+    seen = arena.has_nonce(ran)
+    return Seen(seen.reached or bool(got), f"{len(got)} descriptors came out; {seen.what}")
+
+
+def _pipe(arena: Arena) -> tuple[int, int]:
+    """The pilot's, for reading and for writing; both are the judge's too."""
+    ends = os.pipe()
+    if arena.is_root:
+        os.fchown(ends[0], arena.caller.uid, arena.caller.gid)
+    return ends
+
+
+@attack("E29", "output pipes are relayed where the payload may have the pilot's id; else other uid", accepted=(SAME_ID_BARE,))
+def output_of_others(arena: Arena) -> Seen:
+    """The payload's stderr is a pipe in which something of the pilot's is still to be read."""
+    _, writer = _pipe(arena)
+    os.write(writer, arena.nonce.encode())
+    return arena.has_nonce(arena.begin_payload("e_ipc", "read_back", 2, stderr=writer).end())
+
+
+@attack("E30", "nothing: pipes as stdin are handed over", accepted=(PIPE_FLAGS,))
+def flags_of_the_pipe(arena: Arena) -> Seen:
+    reader, _ = _pipe(arena)
+    ran = arena.begin_payload("e_ipc", "leave_flags", stdin=reader).end()
+    left = fcntl.fcntl(reader, fcntl.F_GETFL) & os.O_NONBLOCK != 0
+    return Seen(left, f"O_NONBLOCK is {'set' if left else 'not set'} on the pilot's pipe ({ran.line})")
+
+
+@attack("E31", "other uid", accepted=(PIPE_OF_THE_SAME_ID,))
+def script_of_the_next_reader(arena: Arena) -> Seen:
+    """Whoever reads the pilot's pipe next reads the nonce."""
+    reader, _ = _pipe(arena)
+    ran = arena.begin_payload("e_ipc", "write_into_stdin", arena.nonce, stdin=reader).end()
+    os.set_blocking(reader, False)
+    found = b""
+    with suppress(BlockingIOError):
+        found = os.read(reader, 100)
+    return Seen(arena.nonce.encode() in found, f"{len(found)} bytes for the next reader ({ran.line})")
+
+
+@attack("E32", "nothing: whoever may read a directory may watch it (inotify(7))", accepted=(WATCHED_DIRECTORIES,))
+def programs_of_others(arena: Arena) -> Seen:
+    """The judge opens programs of the node, as execve(2) does, in an order that the nonce gives. Reached: the payload tells that order."""
+    names = sorted(entry.name for entry in os.scandir("/usr/bin") if entry.is_file(follow_symlinks=False))[:16]
+    order = [names[int(digit, 16) % len(names)] for digit in arena.nonce]
+    live = arena.begin_payload("e_ipc", "watch", "/usr/bin")
+    said = live.hear()
+    for name in order:
+        with open(f"/usr/bin/{name}", "rb"):
+            pass
+    told = iter(live.end(b"").text.split())
+    once = [name for name, before in zip(order, [None, *order]) if name != before]  # the kernel tells of the same thing twice in a row but once
+    known = sum(name in told for name in once)
+    return Seen(known == len(once), f"{known} of {len(once)} programs were told in their order ({said[:80]})")
 
 
 # ---- signals ----

@@ -63,6 +63,15 @@ def loopback_services(arena: Arena) -> Seen:
     return arena.has_nonce(arena.payload("g_network", "ask", *places))
 
 
+@attack("G17", "sockets are relayed: bytes alone go through", accepted=(BARE_PROFILE,))
+def socket_as_stdin(arena: Arena) -> Seen:
+    """A connection of the pilot's is the payload's stdin; the nonce is told by another service on the pilot's loopback."""
+    port = _port()
+    arena.accomplice("g_network", "serve", arena.nonce, f"127.0.0.1/{port}")
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as mine:
+        return arena.has_nonce(arena.begin_payload("g_network", "connect_anew", "127.0.0.1", port, stdin=mine).end())
+
+
 @attack("G02", "network namespace (strict)", needs=("root", "ip"), accepted=(HOST_NETWORK,), only=_is_one_identity)
 def cloud_metadata(arena: Arena) -> Seen:
     """A server at the address where clouds have theirs, in a network of this try's own."""

@@ -13,8 +13,10 @@ import time
 from pathlib import Path
 
 from nodewrap.audit.log import run_of
-from nodewrap.escape.arena import Arena, Live, hostile
-from nodewrap.escape.model import BARE_PROFILE, OWN_LAUNCHER, PILOTS_PROCESSES, SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
+from nodewrap.escape.arena import Arena, Live, NotRunError, hostile
+from nodewrap.escape.evidence import descriptors
+from nodewrap.escape.model import BARE_PROFILE, MEMORY_FILES, OWN_LAUNCHER, PILOTS_PROCESSES, SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
+from nodewrap.escape.ownsite import OwnSite
 
 HERE = "j_exhaustion"
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")
@@ -119,6 +121,26 @@ def many_mounts(arena: Arena) -> Seen:
     more = len(Path("/proc/self/mountinfo").read_text().splitlines()) - before
     finish(live)
     return Seen(more >= 300, f"{more} more mounts outside; {said}")
+
+
+@attack("J22", "size of private directories (scratch); a memory limit of the run's cgroup", needs=("root",), once_in_all=True, peers=False,
+        accepted=(MEMORY_FILES,))
+def files_in_memory(arena: Arena) -> Seen:
+    """On a site of its own with ``scratch`` of 1 MiB: 8 MiB by each way, counted from outside. Its /tmp, which nodewrap makes, must be held."""
+    words = code("memory_files", 8)
+    if arena.control:
+        live = arena.begin(*words)
+    else:
+        site = OwnSite(arena, allow="log-only batch none strict")
+        text = site.text().replace('["none", "strict"]', '["batch"]').replace("[[caller]]", '[limits]\nscratch = "1MiB"\n[[caller]]')
+        if problems := site.apply(text):
+            raise NotRunError(problems[0])
+        live = site.begin(*words)
+    said = live.hear()
+    sizes = [os.stat(f"/proc/{one.pid}/fd/{one.fd}").st_blocks * 512 for one in descriptors(live) if one.writes]
+    live.end(b"")
+    assert arena.control or sizes[0] <= MIB, f"/tmp, which has the size of scratch, holds {sizes[0]} bytes"
+    return Seen(sum(sizes) > 4 * MIB, f"MiB in files that it holds: {[size // MIB for size in sizes]} ({said})")
 
 
 def marked(mark: str) -> list[int]:
