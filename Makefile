@@ -171,6 +171,11 @@ test: $(VENV)/.core build ## every test; as non-root what that can run (NODEWRAP
 test-kernel: $(VENV)/.core build ## tests on a distribution's kernel with all of cgroup v2, in QEMU (root; minutes)
 	$(VPY) -m tests.kernel.boot $(KERNEL_ARGS) -- $(if $(filter tests,$(TESTS)),tests/integration/test_limits.py,$(TESTS)) $(PYTEST_ARGS)
 
+# DISTRIBUTION_ARGS="--tests -- tests/integration/test_limits.py", "-- --mode switch --profile strict --only A": see tests/kernel/distribution.py
+.PHONY: test-distribution
+test-distribution: $(VENV)/.core build ## the escape suite on Debian with systemd, AppArmor and Yama, made from its packages, in QEMU (root; an hour)
+	$(VPY) -m tests.kernel.distribution $(DISTRIBUTION_ARGS)
+
 .PHONY: lint
 lint: $(VENV)/.core ## ruff, mypy, gcc -fanalyzer, cppcheck, clang-tidy, shellcheck, man pages, sizes, error codes
 	$(VPY) -m pytest tests/lint $(PYTEST_ARGS)

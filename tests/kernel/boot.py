@@ -123,12 +123,17 @@ def boot(command: list[str], seconds: int, kvm: bool) -> int:
             "-append", "console=ttyS0 quiet panic=-1", "-serial", "stdio", "-serial", f"file:{result}",
             "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         ]
-        try:
-            subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=seconds, check=False)
-        except subprocess.TimeoutExpired:
-            print(f"test-kernel: not done in {seconds} s", file=sys.stderr)
-            return 124
-        said = result.read_text().strip() if result.exists() else ""
+        return ended_with(argv, result, seconds)
+
+
+def ended_with(argv: list[str | Path], result: Path, seconds: int) -> int:
+    """Runs that virtual machine; the exit status that it wrote to result by its second serial port, 124, or 125 (see boot)."""
+    try:
+        subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        print(f"the virtual machine was not done in {seconds} s", file=sys.stderr)
+        return 124
+    said = result.read_text().strip() if result.exists() else ""
     return int(said) if said.isdigit() else 125
 
 
