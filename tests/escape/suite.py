@@ -50,7 +50,8 @@ def configurations(node, kinds=(), profiles=PROFILES):
             if not kinds or kind in kinds:
                 who = ("--declare", f"vo={kind}", "--declare", f"subject={SUBJECT}")
                 guard = str(node.site.sysconf / "guard")
-                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind, kind == "block"))
+                delegated = MODES[kind] == "map" and (ROOT or kind == "block")  # Place gives the pilot a range where it can
+                found.append(Configuration(node.site.launcher, MODES[kind], profile, str(node.site.binary), guard, who, kind, delegated))
     return found
 
 

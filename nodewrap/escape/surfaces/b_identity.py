@@ -371,23 +371,24 @@ def _maps_others(at: Configuration) -> bool:
 
 @attack("B19", "blocks are leased whole", only=_maps_others, refusal=True, peers=False)
 def overlapping_ranges(arena: Arena) -> Seen:
-    """Reached: the uid maps of two payloads at once have a host id in common, or one has root or the pilot."""
+    """Reached: the uid maps of two payloads at once have a host id in common. That of the pilot is B21's."""
+    pilot = (arena.caller.uid, arena.caller.uid + 1)
     lives = [arena.like(work=arena.mkdir(arena.home / f"work{number}", 0o755)).begin_payload("b_identity", "hold") for number in range(3)]
-    spans = [_span(pid) for pid in map(_pid, lives) if pid]
+    maps = [_spans(pid) for pid in map(_pid, lives) if pid]
     for live in lives:
         live.end(b"\n")
-    if not spans:
+    if not maps:
         raise NotRunError("none of them started")
-    spans.sort()
+    spans = sorted(span for one in maps for span in one if arena.control or span != pilot)
     overlap = any(one[1] > two[0] for one, two in zip(spans, spans[1:]))
-    return Seen(overlap, f"{len(spans)} of {len(lives)} run, host ids {spans}")
+    return Seen(overlap, f"{len(maps)} of {len(lives)} run, host ids {spans}")
 
 
-def _span(pid: int) -> tuple[int, int]:
-    """First host uid of its map, and the one behind the last; of a process without a map of its own, its uid alone."""
-    _, first, count = map(int, Path(f"/proc/{pid}/uid_map").read_text().split()[:3])
+def _spans(pid: int) -> list[tuple[int, int]]:
+    """Each first host uid of its map, and the one behind the last; of a process without a map of its own, its uid alone."""
+    lines = [list(map(int, line.split())) for line in Path(f"/proc/{pid}/uid_map").read_text().splitlines()]
     uid = os.stat(f"/proc/{pid}").st_uid
-    return (uid, uid + 1) if count == 4294967295 and uid else (first, first + count)
+    return [(uid, uid + 1)] if lines[0][2] == 4294967295 and uid else [(first, first + count) for _, first, count in lines]
 
 
 @attack("B21", "maps are checked against guard and caller", control="rootless", only=_maps_others, peers=False, accepted=(PILOT_IN_MAP,))
@@ -396,10 +397,10 @@ def root_or_pilot_in_the_map(arena: Arena) -> Seen:
     live = arena.begin_payload("b_identity", "hold")
     if live.hear() != "ready":
         raise NotRunError(f"it did not start: {live.end(b'').line}")
-    first, behind = _span(live.pid())
+    spans = _spans(live.pid())
     live.end(b"\n")
-    has = [uid for uid in (0, arena.caller.uid) if first <= uid < behind]
-    return Seen(bool(has), f"host ids {first} to {behind - 1}; of root and pilot it has {has or 'none'}")
+    has = [uid for uid in (0, arena.caller.uid) if any(first <= uid < behind for first, behind in spans)]
+    return Seen(bool(has), f"host ids {spans}; of root and pilot it has {has or 'none'}")
 
 
 @attack("B23", "no payload gets the overflow id, and its files are not readable as that", control="root", needs=("root",))

@@ -190,7 +190,7 @@ def own_signal(arena: Arena) -> Seen:
     return Seen(ran.rc not in (-signal.SIGTERM, 128 + signal.SIGTERM), f"SIGTERM to itself: {ran.line}")
 
 
-@attack("C38", "init lets go of whoever makes it a tracer")
+@attack("C38", "init lets go of whoever makes it a tracer", peers=False)
 def init_made_tracer(arena: Arena) -> Seen:
     """The control is a parent that takes the first word of waitpid(2) for the end."""
     words = hostile("c_processes", "tracee")
