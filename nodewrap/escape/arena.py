@@ -53,7 +53,9 @@ class Ran:
 
 
 class Live:
-    """A wrapped command that runs. process: the wrapper's."""
+    """A wrapped command that runs. process: the wrapper's. started: as Ran has it, once that is known."""
+
+    started: bool | None = None
 
     def __init__(self, process: subprocess.Popen[bytes], status: int, begun: Path | None = None) -> None:
         """begun: a file that the payload's start fills, for wrappers that tell nothing."""
@@ -70,6 +72,7 @@ class Live:
                 self._told += os.read(self._status, 65536)
             time.sleep(0.002)
         first = [event for event in _events(self._told) if event.get("event") == "started"]
+        self.started = bool(first)
         if not first:
             raise NotRunError("the payload did not start")
         return int(first[0]["pid"])
@@ -90,6 +93,8 @@ class Live:
             self.kill()
             out, err = self.process.communicate()
             rc = None
+        told: list[dict[str, Any]] = []
+        self.started = self._begun is None or not self._begun.exists() or self._begun.stat().st_size > 0
         if self._status >= 0:
             os.set_blocking(self._status, False)  # whatever outlives the wrapper is not waited for
             with contextlib.suppress(BlockingIOError):
@@ -97,9 +102,8 @@ class Live:
                     self._told += more
             os.close(self._status)
             told, self._status = _events(self._told), -1
-            return Ran(rc, out, err, time.monotonic() - self._began, any(event.get("event") == "started" for event in told), tuple(told))
-        started = self._begun is None or not self._begun.exists() or self._begun.stat().st_size > 0
-        return Ran(rc, out, err, time.monotonic() - self._began, started)
+            self.started = any(event.get("event") == "started" for event in told)
+        return Ran(rc, out or b"", err or b"", time.monotonic() - self._began, self.started, tuple(told))
 
     def kill(self) -> None:
         """KILL for the wrapper and its session, as a batch system does."""
@@ -129,6 +133,7 @@ class Arena:
     audit: str = ""
     refusal: bool = False
     _undo: list[Callable[[], object]] = field(default_factory=list)
+    _lives: list[Live] = field(default_factory=list)
     _offset: int = 0
 
     def __post_init__(self) -> None:
@@ -219,6 +224,7 @@ class Arena:
             if writer >= 0:
                 os.close(writer)
         live = Live(process, reader, begun)
+        self._lives.append(live)
         self.undo(live.kill)
         return live
 
@@ -228,6 +234,12 @@ class Arena:
         if not ran.started and not (self.refusal if refusal is None else refusal):
             raise NotRunError(f"the payload did not start: {ran.line}")
         return ran
+
+    def exercised(self, seen: Seen) -> Seen:
+        """What was seen. Raises NotRunError where nothing was reached because none of the try's payloads started, and that is no answer."""
+        if not seen.reached and not self.refusal and self._lives and all(live.started is False for live in self._lives):
+            raise NotRunError(f"no payload started: {seen.what}")
+        return seen
 
     def payload(self, surface: str, function: str, *words: object, **more: Any) -> Ran:
         """Run a function of hostile/SURFACE.py in a payload: run() of it."""

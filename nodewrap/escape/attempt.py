@@ -75,7 +75,7 @@ def _child(attack: Attack, arena: Callable[[], Arena], writer: int) -> None:
         adopt_orphans()
         try:
             with arena().open_() as place:
-                said = {"seen": list(attack.run(place))}
+                said = {"seen": list(place.exercised(attack.run(place)))}
         except NotRunError as why:
             said = {"error": f"not run: {why}"}
         except BaseException as wrong:  # noqa: BLE001  whatever it is, the suite goes on and says so

@@ -16,7 +16,7 @@ import json, os, signal, sys, time
 from nodewrap.escape.attempt import adopt_orphans, attempt, children
 from nodewrap.escape.arena import Arena, NotRunError
 from nodewrap.escape.model import Attack, Caller, Seen
-from nodewrap.escape.wrappers import controls
+from nodewrap.escape.wrappers import Wrapper, controls
 from pathlib import Path
 
 def hang(arena):
@@ -50,6 +50,17 @@ def bomb(arena):
             time.sleep(1000)
     return Seen(False, "fifty were left")
 
+def refused(arena):
+    arena.wrapper = Wrapper("refuses", lambda *_: ["/bin/false"])
+    arena.begin("/bin/true").end()
+    return Seen(False, "nothing came out")
+
+def started(arena):
+    refused(arena)
+    arena.wrapper = Wrapper("starts", lambda words, *_: list(words))
+    arena.begin("/bin/true").end()
+    return Seen(False, "nothing came out")
+
 def fill(arena):
     with open(arena.home / "big", "wb") as file:
         os.truncate(file.fileno(), 1 << 40)
@@ -81,6 +92,12 @@ def test_try_without_an_answer_says_why_and_leaves_nothing(tmp_path, name, error
     seen, said, left, alive = tried(name, tmp_path / "home")
     assert (seen, left, alive) == (None, 0, 0)
     assert said.startswith(error)
+
+
+def test_attack_none_of_whose_payloads_started_is_not_stopped_but_not_run(tmp_path):
+    seen, said, _, _ = tried("refused", tmp_path / "refused")
+    assert (seen, said) == (None, "not run: no payload started: nothing came out")
+    assert tried("started", tmp_path / "started")[:2] == [[False, "nothing came out"], ""]
 
 
 def test_answer_comes_through(tmp_path):

@@ -630,7 +630,7 @@ def odd_words(arena: Arena) -> Seen:
 UIDS = ("-1", "4294967295", " 0", "+0", "0x0", "2147483648", "4294967296", "00", "1e3", "", "0 ", "\u0661")
 
 
-@attack("A35", "numbers are digits alone, in a range", once=True, peers=False)
+@attack("A35", "numbers are digits alone, in a range", refusal=True, once=True, peers=False)
 def odd_numbers(arena: Arena) -> Seen:
     """Ids in the guard, read by the launcher's own parser; and where the command line takes numbers. The control is strtoul(3) as most use it."""
     import ctypes

@@ -185,7 +185,7 @@ def banned_while_running(arena: Arena) -> Seen:
     return Seen(runs, "it still runs" if runs else "it was ended")
 
 
-@attack("B28", "one uniform line for the pilot, reasons for the record", once_in_all=True, peers=False)
+@attack("B28", "one uniform line for the pilot, reasons for the record", refusal=True, once_in_all=True, peers=False)
 def oracle(arena: Arena) -> Seen:
     """Reached: an answer tells the name of a rule, ban or account that is not the asker's."""
     if arena.control:
@@ -221,7 +221,8 @@ def claimed_by_environment(arena: Arena) -> Seen:
 # ---- accounts and ids ----
 
 
-@attack("B10", "targets are checked at apply; numbers in the guard", control="root", needs=("root", "other"), once_in_all=True, peers=False)
+@attack("B10", "targets are checked at apply; numbers in the guard", control="root", needs=("root", "other"), refusal=True, once_in_all=True,
+        peers=False)
 def map_entry_says_root(arena: Arena) -> Seen:
     secret = arena.home / "roots"
     secret.write_text(arena.nonce)

@@ -143,13 +143,15 @@ def cut_at_the_end(arena: Arena, others: set[str], uid: int) -> None:
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(writer)
-        os.read(reader, 1)
-        for one in CONNECTIONS.iterdir():
-            with suppress(OSError):
-                if one.name not in others and one.stat().st_uid == uid:
-                    (one / "abort").write_text("1")
-        os._exit(0)
+        try:
+            os.close(writer)
+            os.read(reader, 1)
+            for one in CONNECTIONS.iterdir():
+                with suppress(OSError):  # others' come and go
+                    if one.name not in others and one.stat().st_uid == uid:
+                        (one / "abort").write_text("1")
+        finally:
+            os._exit(0)
     os.close(reader)
     arena.undo(lambda: os.waitpid(pid, 0))
     arena.undo(lambda: os.close(writer))
@@ -161,9 +163,9 @@ def waits_for_itself(arena: Arena) -> Seen:
     """Its wrapper is killed then, and another run made, which finishes it where no keeper does."""
     others = connections()
     live = arena.begin_payload("c_processes", "own_server", "lock")
-    said = live.hear()
+    pid, said = live.pid(), live.hear()
     if said == "waits":
-        cut_at_the_end(arena, others, psutil.Process(live.pid()).uids().real)
+        cut_at_the_end(arena, others, psutil.Process(pid).uids().real)
     live.kill()
     began, ran = time.monotonic(), Ran(None, said.encode(), b"", 0, True)
     if not arena.control:

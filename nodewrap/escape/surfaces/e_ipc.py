@@ -306,6 +306,7 @@ def escapes_in_the_log(arena: Arena) -> Seen:
         arena.run("/bin/sh", "-c", 'echo "started: $*" >"$0"', str(log), word)
         shown = log.read_bytes()
     else:
+        arena.run("/bin/true", word)
         arena.run("/bin/true", word, options=["--job-id", word], refusal=True)
         shown = subprocess.run([at.binary, "audit", "show"], capture_output=True, check=False).stdout[-65536:]
         shown += Path(arena.audit).read_bytes()[-65536:] if arena.records() else b""

@@ -199,7 +199,7 @@ def outside_of_the_authoritys_names(arena: Arena) -> Seen:
 # ---- parsers ----
 
 
-@attack("H17", "two strict parsers in a jailed child; never in the launcher", once_in_all=True, peers=False)
+@attack("H17", "two strict parsers in a jailed child; never in the launcher", refusal=True, once_in_all=True, peers=False)
 def malformed_bytes(arena: Arena) -> Seen:
     """Sixteen files with changed, cut and grown DER. Reached: something crashed (which is 202 then), or somebody other than Alice was let in."""
     pki, chance = Pki(arena.home / "pki"), random.Random(arena.nonce)
