@@ -77,6 +77,7 @@ class Free:
 def _everything(report: Report, free: Free, paths: list[str]) -> list[Finding]:
     accounts = report.ids.accounts.values()
     found = things.processes(free) + things.ipc(free)
+    found += [one for one in things.fleeting(free) if one.uid not in {other.uid for other in found}]
     found += _queues(free, report.notes)
     for uid in things.key_holders(free):
         found += _keys(report, uid)
@@ -98,7 +99,7 @@ def _queues(free: Free, notes: list[str]) -> list[Finding]:
 
 def _keys(report: Report, uid: int) -> list[Finding]:
     try:
-        told = as_owner(uid, report.ids.gid(uid), lambda: things.own_keys(uid), LOOK_S)
+        told = as_owner(uid, report.ids.gid(uid), lambda: things.own_keys(uid), LOOK_S, real=True)
     except OSError as wrong:  # it got a process in the meantime, that of a run
         report.notes.append(f"the keys of uid {uid} are not looked at: {wrong}")
         return []
@@ -115,7 +116,7 @@ def _settle(report: Report, found: list[Finding], uid: int, remove: bool) -> lis
     if not remove:
         return found
     things.end_processes(uid, gid)
-    lives = {one.what: one.mark for one in things.processes((uid,))}
+    lives = {one.what: one.mark for one in things.processes((uid,)) + things.fleeting((uid,))}
     for one in found:
         one.left = _alive(one, lives) if one.kind == "process" else "it has processes that do not end" if lives else _removed(one, gid)
         one.removed = not one.left
@@ -124,12 +125,12 @@ def _settle(report: Report, found: list[Finding], uid: int, remove: bool) -> lis
 
 def _still(one: Finding) -> bool:
     if one.kind == "process":
-        return str(live.ticks(int(one.what))) == one.mark
+        return str(live.ticks(int(one.what))) == one.mark if one.mark else bool(things.fleeting((one.uid,)))
     return files.there(one) if one.kind in ("file", "linger") else True
 
 
 def _alive(one: Finding, lives: dict[str, str]) -> str:
-    return "it does not end" if lives.get(one.what) == one.mark else ""
+    return "it does not end" if lives.get(one.what) == one.mark or (lives and not one.mark) else ""
 
 
 def _removed(one: Finding, gid: int) -> str:
@@ -146,7 +147,7 @@ def _remove(one: Finding, gid: int) -> str:
     if one.kind == "ipc":
         return str(as_owner(one.uid, gid, lambda: things.remove_ipc(one)))
     if one.kind == "key":
-        return str(as_owner(one.uid, gid, lambda: things.remove_key(one)))
+        return str(as_owner(one.uid, gid, lambda: things.remove_key(one), LOOK_S, real=True))
     top = things.mqueue_directory()
     try:
         return str(as_owner(one.uid, gid, lambda: things.remove_queue(one, top)))

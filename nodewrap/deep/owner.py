@@ -1,6 +1,6 @@
-"""Doing something as another uid: in a child that has become it for good, so that whatever is touched is touched with its rights alone.
+"""Doing something with another uid's rights alone: in a child that has its effective uid, and whose other ids are nobody's.
 
-Processes of that uid may signal the child, stop it too; they may not trace it (it is not dumpable, ptrace(2)) unless it says dumpable().
+Processes of that uid can neither signal the child nor trace it: kill(2) asks for the real or saved uid, ptrace(2) for all three.
 """
 
 from __future__ import annotations
@@ -16,22 +16,24 @@ from typing import Any
 
 PR_SET_DUMPABLE = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
+NOBODYS = 4294967294  # no caller, account or leased id (nodewrap/guard.py)
 
 
 def dumpable() -> None:
-    """For the child, when no other process of its uid is alive: else its own /proc/self/fdinfo is root's (before Linux 5.14)."""
+    """For the child: else its own /proc/self/fdinfo is root's (before Linux 5.14)."""
     LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None = None) -> Any:
-    """What work() returned (a JSON value) in a child of that uid and gid without other groups.
+def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None = None, real: bool = False) -> Any:
+    """What work() returned (a JSON value) in a child with that uid's and gid's rights, without other groups.
 
+    real: with all ids, as keys ask for the real one (keyrings(7)). Processes of the uid may then signal the child: it needs a bound in seconds.
     Raises OSError when it could not do its work, or was not done after that many seconds: then it is killed.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(uid, gid, work, writer)
+        _child(uid, gid, work, writer, uid if real else NOBODYS)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         done = bool(select.select([pipe], [], [], seconds)[0])
@@ -44,13 +46,13 @@ def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None 
     return json.loads(said)
 
 
-def _child(uid: int, gid: int, work: Callable[[], Any], writer: int) -> None:
+def _child(uid: int, gid: int, work: Callable[[], Any], writer: int, other: int) -> None:
     status = 1
     try:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
-        os.setresuid(uid, uid, uid)
-        if (os.getresuid(), os.getresgid()) != ((uid,) * 3, (gid,) * 3):  # an inherited filter said that it was done: work() would be root's
+        os.setresuid(other, uid, other)
+        if (os.getresuid(), os.getresgid()) != ((other, uid, other), (gid,) * 3):  # an inherited filter said that it was done: work() would be root's
             raise PermissionError(f"not uid {uid} and gid {gid} after all")
         said = json.dumps(work()).encode()
         while said:

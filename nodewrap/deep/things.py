@@ -17,7 +17,7 @@ from nodewrap import live
 from nodewrap.deep.finding import Finding
 from nodewrap.deep.owner import LIBC, as_owner
 
-PATIENCE_S, KILLER_S = 10.0, 1.0
+PATIENCE_S, KILLER_S, CHASE_S = 10.0, 1.0, 0.05
 IPC_RMID = 0
 FSCONFIG_CMD_CREATE = 6
 #: The same on every architecture (asm-generic/unistd.h: numbers from 424 on).
@@ -44,13 +44,35 @@ def processes(uids: Container[int]) -> list[Finding]:
     return found
 
 
+def fleeting(uids: Container[int]) -> list[Finding]:
+    """One finding, without a mark, for each uid among them whose processes come and go: who forks and ends again and again has another pid before a
+    listing comes to it. Pids are given upwards (pid_namespaces(7)), so that is where the next one is looked for, for CHASE_S."""
+    found: dict[int, Finding] = {}
+    last, deadline = _newest(), time.monotonic() + CHASE_S
+    while time.monotonic() < deadline:
+        first, last = last, _newest()
+        for pid in range(first, last + 2):
+            with suppress(OSError, IndexError):
+                status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+                state, ids = (status.partition(f"\n{key}:\t")[2].split("\n")[0] for key in ("State", "Uid"))
+                mine = [uid for uid in map(int, ids.split()) if uid in uids]
+                if mine and state[0] not in "ZX" and mine[0] not in found:
+                    found[mine[0]] = Finding("process", mine[0], str(pid), time.time(), "forks and ends, again and again")
+    return list(found.values())
+
+
+def _newest() -> int:
+    """The pid that was given last (proc(5), /proc/loadavg)."""
+    return int(Path("/proc/loadavg").read_text().split()[4])
+
+
 def end_processes(uid: int, gid: int) -> None:
-    """End all of that uid: each by its pidfd, and, as new ones may come, by that uid's own kill(-1), which reaches nobody else's."""
+    """End all of that uid: each by its pidfd, and, as new ones may come, by that uid's own kill(-1), which reaches nobody else's, and all at once."""
     deadline = time.monotonic() + PATIENCE_S
-    while (left := processes((uid,))) and time.monotonic() < deadline:
+    while ((left := processes((uid,))) or fleeting((uid,))) and time.monotonic() < deadline:
         for one in left:
             _kill(one)
-        with suppress(OSError):  # they may stop or kill it, as it may them
+        with suppress(OSError):
             as_owner(uid, gid, _kill_all, KILLER_S)
         time.sleep(0.01)
 

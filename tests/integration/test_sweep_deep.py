@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -98,6 +99,16 @@ def test_a_process_without_a_lease_is_found_and_killed(node, pool):
     assert process.poll() is None, "it is only reported"
     assert of(sweep(node, "--remove", code=0), "process", pool.uid)[str(process.pid)]["removed"]
     assert process.wait(5) == -9
+    assert sweep(node, code=0) == []
+
+
+def test_who_forks_and_ends_again_and_again_is_found_and_ended(node, pool):
+    """One process at a time, which is another one before a listing comes to it."""
+    code = "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n  if os.fork(): os._exit(0)"
+    as_account(pool, "/usr/bin/python3", "-S", "-c", code, start_new_session=True).wait()
+    found = [row for row in sweep(node, code=1) if (row["kind"], row["uid"]) == ("process", pool.uid)]
+    assert len(found) == 1
+    assert [row["left"] for row in sweep(node, "--remove", code=0)] == [""]
     assert sweep(node, code=0) == []
 
 
@@ -360,7 +371,8 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nowhere(node,
     try:
         end = time.monotonic() + 8
         while time.monotonic() < end:
-            (yard / "d").is_dir() or make_tree(yard / "d", pool.uid, pool.gid)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # swapped meanwhile
+                (yard / "d").is_dir() or make_tree(yard / "d", pool.uid, pool.gid)
             sweep(node, "--remove")
             assert (victim / "inside/file").read_text() == "root's"
     finally:
