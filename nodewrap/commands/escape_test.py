@@ -129,7 +129,9 @@ def _other(guard: Guard) -> tuple[int, int] | None:
 
 def _starts(at: Configuration, caller: Caller) -> bool:
     """The policy lets the caller start something there; else its own words are told."""
-    ids: dict[str, Any] = {"user": caller.uid, "group": caller.gid, "extra_groups": caller.groups} if os.geteuid() == 0 else {}
+    ids: dict[str, Any] = {}
+    if os.geteuid() == 0:  # in a session and with an environment of its own: until the launcher is executed, others of the caller's may trace it
+        ids = {"user": caller.uid, "group": caller.gid, "extra_groups": caller.groups, "start_new_session": True, "env": {"PATH": os.defpath}}
     argv = [at.binary, "run", *at.who, "--mode", at.mode, "--profile", at.profile, "--", "/bin/true"]
     try:
         ran = subprocess.run(argv, cwd="/", capture_output=True, check=False, timeout=60, stdin=subprocess.DEVNULL, **ids)

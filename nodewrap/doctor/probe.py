@@ -5,9 +5,11 @@ Every ``try_*`` function raises OSError with the kernel's reason, or returns; ``
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
+import select
 import signal
 import struct
 import subprocess
@@ -21,7 +23,7 @@ KEYCTL_JOIN_SESSION_KEYRING, LANDLOCK_CREATE_RULESET_VERSION = 1, 1
 OPEN_TREE_CLONE, AT_EMPTY_PATH, MOUNT_ATTR_IDMAP = 1, 0x1000, 0x00100000
 MS_REC, MS_PRIVATE = 0x4000, 1 << 18
 PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 4, 38, 22, 2
-SECONDS = 10
+SECONDS, MOST = 10, 300
 
 
 def _libc() -> ctypes.CDLL:
@@ -43,18 +45,23 @@ def _syscall(number: int, *args: int | bytes) -> int:
 
 
 def attempt(work: Callable[[], object], uid: int = -1, gid: int = -1) -> str:
-    """Run ``work`` in a child, as uid and gid without further groups when they are given: "" when it returned, else one line of why not."""
+    """Run ``work`` in a child, as uid and gid without further groups when they are given: "" when it returned, else one line of why not.
+
+    Other processes of that uid may stop, trace or kill the child: it has nothing of ours, and what it says is bounded.
+    """
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         _child(work, uid, gid, writing)
     os.close(writing)
     with os.fdopen(reading, "rb") as pipe:
-        text = pipe.read().decode(errors="replace")
+        told = select.select([pipe], [], [], SECONDS + 1)[0]
+        text = os.read(reading, MOST).decode(errors="replace") if told else ""
+    os.kill(pid, signal.SIGKILL)  # it has said what it had to, or is stopped; the status of one that is ending stays what it is
     status = os.waitpid(pid, 0)[1]
-    if os.WIFSIGNALED(status):
-        return text or f"the attempt was ended by {signal.Signals(os.WTERMSIG(status)).name}"
-    return text
+    if os.WIFSIGNALED(status) and not text:
+        return f"the attempt was ended by {signal.Signals(os.WTERMSIG(status)).name}"
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _child(work: Callable[[], object], uid: int, gid: int, writing: int) -> None:
@@ -62,6 +69,7 @@ def _child(work: Callable[[], object], uid: int, gid: int, writing: int) -> None
     signal.alarm(SECONDS)
     try:
         if uid >= 0:
+            writing = _detach(writing)
             os.setgroups([])
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
@@ -73,6 +81,21 @@ def _child(work: Callable[[], object], uid: int, gid: int, writing: int) -> None
         os.write(writing, repr(wrong).encode())
     finally:
         os._exit(0)
+
+
+def _detach(writing: int) -> int:
+    """Let go of all that is the asking process's, root's: its terminal, descriptors, directory and keys. What is kept has number 3."""
+    os.setsid()
+    os.chdir("/")
+    kept = os.dup2(writing, 3)
+    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
+    null = os.open("/dev/null", os.O_RDWR)
+    for number in range(3):
+        os.dup2(null, number)
+    os.close(null)
+    with contextlib.suppress(OSError):  # a kernel without keys, or a filter
+        _syscall(KEYCTL, KEYCTL_JOIN_SESSION_KEYRING, 0)
+    return kept
 
 
 def unshare(*kinds: str) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -146,6 +147,37 @@ def test_an_attempt_says_why_it_failed_or_that_it_was_ended():
     assert probe.attempt(lambda: os.open("/no/such", os.O_RDONLY)) == "No such file or directory"
     assert probe.attempt(lambda: os.kill(os.getpid(), signal.SIGKILL)) == "the attempt was ended by SIGKILL"
     assert "ZeroDivisionError" in probe.attempt(lambda: 1 // 0)
+
+
+def test_an_attempt_as_somebody_else_has_nothing_of_roots():
+    """Processes of that id may trace it: root's terminal, descriptors, directory and session would be theirs."""
+    need("root")
+    secret = os.open("/etc/shadow", os.O_RDONLY)
+    try:
+        told = probe.attempt(_tell_all, NOBODY, NOBODY)
+    finally:
+        os.close(secret)
+    assert told == "['/dev/null', '/dev/null', '/dev/null', 'pipe'] / True"
+
+
+def _tell_all():
+    numbers = sorted(map(int, os.listdir("/proc/self/fd")))
+    named = [os.readlink(f"/proc/self/fd/{number}").partition(":")[0] for number in numbers[:-1]]  # the last is of the listing
+    raise OSError(f"{named} {os.getcwd()} {os.getsid(0) == os.getpid()}")
+
+
+def test_an_attempt_that_is_stopped_or_floods_ends_and_its_words_are_bounded(monkeypatch):
+    monkeypatch.setattr(probe, "SECONDS", 1)
+    began = time.monotonic()
+    assert "ended by SIG" in probe.attempt(lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    assert time.monotonic() - began < 5
+
+    def flood():
+        raise OSError("\x1b[2J" * 1000)
+
+    told = probe.attempt(flood)
+    assert len(told) <= probe.MOST
+    assert told.isprintable()
 
 
 def test_an_attempt_as_somebody_else_has_their_ids_and_no_groups():
