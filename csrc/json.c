@@ -28,9 +28,10 @@ static int sequence(const unsigned char *s, unsigned *c) {
 	return n;
 }
 
-/* What a terminal or a log reader would obey: controls, line separators, bidirectional overrides. */
+/* What a terminal or a log reader would obey, or show as nothing: controls, line separators, marks of direction, characters without width. */
 static bool is_active(unsigned c) {
-	return c < 0x20 || (c >= 0x7f && c < 0xa0) || (c >= 0x2028 && c <= 0x202e) || (c >= 0x2066 && c <= 0x2069);
+	return c < 0x20 || (c >= 0x7f && c < 0xa0) || c == 0xad || c == 0x61c || (c >= 0x200b && c <= 0x200f) || (c >= 0x2028 && c <= 0x202e) ||
+	       (c >= 0x2060 && c <= 0x2069) || c == 0xfeff;
 }
 
 void nw_plain(char *s) {

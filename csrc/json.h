@@ -28,7 +28,7 @@ void nw_json_bool(struct nw_json *j, const char *path, bool v);
 void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n);
 /* Close everything and add the newline. The length, or 0 when it did not fit. */
 size_t nw_json_end(struct nw_json *j);
-/* Make s one line that terminals show and do not obey: what is a control, active (bidirectional overrides) or no UTF-8 becomes '?'. */
+/* Make s one line that terminals show and do not obey: what is a control, active (marks of direction, what has no width) or no UTF-8 becomes '?'. */
 void nw_plain(char *s);
 /* cffi: end */
 

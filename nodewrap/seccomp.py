@@ -45,7 +45,7 @@ S_ISUID, S_ISGID, S_IFMT, S_IFCHR, S_IFBLK = 0o4000, 0o2000, 0o170000, 0o020000,
 PROT_EXEC = 4
 AT_EMPTY_PATH = 0x1000
 LOW32 = 0xFFFFFFFF
-TIOCSTI, TIOCLINUX, TCGETS, FIONCLEX, FIOCLEX = 0x5412, 0x541C, 0x5401, 0x5450, 0x5451
+TIOCSTI, TIOCLINUX, TIOCSETD, TCGETS, FIONCLEX, FIOCLEX = 0x5412, 0x541C, 0x5423, 0x5401, 0x5450, 0x5451
 
 
 class Test(NamedTuple):
@@ -119,7 +119,8 @@ def _keyrings() -> Iterator[Rule]:
 
 
 def _terminals() -> Iterator[Rule]:
-    for command, why in ((TIOCSTI, "types into the caller's terminal"), (TIOCLINUX, "pastes into a virtual console")):
+    closed = {TIOCSTI: "types into the caller's terminal", TIOCLINUX: "pastes into a virtual console", TIOCSETD: "loads line disciplines (n_gsm)"}
+    for command, why in closed.items():
         yield Rule("ioctl", fail(errno.EPERM), (low(1, command),), why)
 
 

@@ -21,6 +21,11 @@ CAPS = (RECORD_MAX, 2048, 1024, 512, 256, 128, 64)
 CLAIMED = ("process.", "nodewrap.declared.", "event.")
 FLOOR = 512
 
+#: What a terminal or a log reader would obey, or show as nothing: first and last code point of each range.
+ACTIVE = (
+    (0, 0x1F), (0x7F, 0x9F), (0xAD, 0xAD), (0x61C, 0x61C), (0x200B, 0x200F), (0x2028, 0x202E), (0x2060, 0x2069), (0xFEFF, 0xFEFF),
+)
+
 _NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-@")
 
 
@@ -163,7 +168,7 @@ def _unit(char: str) -> bytes:
         return b"\xef\xbf\xbd"
     if char in '"\\':
         return b"\\" + char.encode()
-    if code < 0x20 or 0x7F <= code < 0xA0 or 0x2028 <= code <= 0x202E or 0x2066 <= code <= 0x2069:
+    if any(first <= code <= last for first, last in ACTIVE):
         return b"\\u%04x" % code
     return char.encode()
 

@@ -22,8 +22,8 @@ def test_objects_open_and_close_as_the_path_changes():
 
 
 def test_characters_that_terminals_and_readers_obey_are_escaped():
-    text = '"\\\n\t\x1b\x7f\u0080\u009f\u2028\u202e\u2066\u2069/é😀\u200b'
-    wanted = r'"\"\\\u000a\u0009\u001b\u007f\u0080\u009f\u2028\u202e\u2066\u2069/é😀' + '\u200b"'
+    text = '"\\\n\t\x1b\x7f\u0080\u009f\u2028\u202e\u2066\u2069\xad\u061c\u200b\u200f\u2060\ufeff/é😀'
+    wanted = r'"\"\\\u000a\u0009\u001b\u007f\u0080\u009f\u2028\u202e\u2066\u2069\u00ad\u061c\u200b\u200f\u2060\ufeff/é😀"'
     assert record.render([("a", text)]).decode() == '{"a":' + wanted + "}\n"
 
 

@@ -96,7 +96,7 @@ def test_socketpair_is_unix_only(strict):
     assert [family for family in range(60) if not refusal(strict, "socketpair", family, 1, 0)] == [1]
 
 
-@pytest.mark.parametrize("command", [seccomp.TIOCSTI, seccomp.TIOCLINUX])
+@pytest.mark.parametrize("command", [seccomp.TIOCSTI, seccomp.TIOCLINUX, seccomp.TIOCSETD])
 @pytest.mark.parametrize("high", [0, HIGH, 1 << 32])
 def test_typing_into_terminals_is_refused_whatever_the_high_bits(batch, command, high):
     assert refusal(batch, "ioctl", 0, command | high) == errno.EPERM
