@@ -13,12 +13,15 @@ static int fill_std(void) {
 
 static int take_fds(struct nw_caller *c, struct nw_err *e) {
 	DIR *d = fill_std() ? NULL : opendir("/proc/self/fd");
-	if (!d) return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "cannot open /dev/null and /proc: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
-	for (struct dirent *x; (x = readdir(d));) {
+	if (!d && errno == EMFILE) return nw_fail(e, NW_USAGE, "NW-LIMIT-FILES", "no descriptor is free: %s; raise RLIMIT_NOFILE (ulimit -n)", strerror(errno));
+	if (!d) return nw_fail(e, NW_INTERNAL, "NW-PROC", "/dev/null or /proc/self/fd: %s; mount /proc, and /dev as it should be", strerror(errno));
+	bool bad = false;
+	for (struct dirent *x; (x = nwp_entry(d, &bad));) {
 		unsigned long fd = strtoul(x->d_name, NULL, 10); /* "." and ".." are 0 */
 		if (fd > 2 && fd < NW_STATUS_FDS && fd != (unsigned long)dirfd(d)) c->open[fd / 64] |= 1ull << fd % 64;
 	}
 	closedir(d);
+	if (bad) return nw_fail(e, NW_INTERNAL, "NW-PROC", "/proc/self/fd cannot be read: %s", strerror(errno));
 	if (close_range(NW_STATUS_FDS, ~0u, 0) || close_range(3, ~0u, CLOSE_RANGE_CLOEXEC))
 		return nw_fail(e, NW_INTERNAL, "NW-KERNEL", "close_range(2): %s; nodewrap needs Linux 5.12 or newer", strerror(errno));
 	return 0;

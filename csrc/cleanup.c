@@ -75,8 +75,9 @@ static bool of_uid(const char *text, uint32_t uid) {
 static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_t id, int sig) {
 	char path[PATH_MAX], text[1024];
 	DIR *d = opendir("/proc");
+	bool bad = !d; /* who was not seen may be there */
 	int found = 0;
-	for (struct dirent *x; d && (x = readdir(d));) {
+	for (struct dirent *x; d && (x = nwp_entry(d, &bad));) {
 		pid_t p = (pid_t)strtol(x->d_name, NULL, 10);
 		struct pollfd end = { p > 0 ? nwp_pidfd_open(p) : -1, POLLIN, 0 };
 		snprintf(path, sizeof path, "/proc/%s/%s", x->d_name, file);
@@ -91,7 +92,7 @@ static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_
 		nwp_close(&end.fd);
 	}
 	if (d) closedir(d);
-	return d ? found : 1;
+	return found + bad;
 }
 
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it

@@ -61,8 +61,8 @@ static int lock_id(struct nw_run *r, int dir, uint32_t id, uint32_t size, uid_t 
 /* Blocks of other sizes, whose locks died with their runs: looked for only when there is such a run. */
 static bool overlaps_dead(struct nw_run *r, int dir, uint32_t first, uint32_t size) {
 	DIR *d = r->unswept ? nwp_list(dir) : NULL;
-	bool found = false;
-	for (struct dirent *x; d && !found && (x = readdir(d));) {
+	bool found = r->unswept && !d; /* what cannot be read is taken for one */
+	for (struct dirent *x; d && !found && (x = nwp_entry(d, &found));) {
 		uint64_t id = strtoul(x->d_name, NULL, 10);
 		int fd = id && id != first ? openat(dir, x->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW) : -1;
 		uint32_t n = fd < 0 ? 0 : claimed(r, fd);

@@ -57,8 +57,9 @@ static int hand_down(const struct nw_run *r, const char *file) {
 /* io.max has a line for each disk, and knows whole ones alone (block/blk-cgroup.c). All of the node's: a payload may write in many places. */
 static int of_each_disk(const struct nw_run *r, const char *text) {
 	DIR *d = opendir("/sys/block");
-	int disks = 0, bad = 0;
-	for (struct dirent *x; d && !bad && (x = readdir(d));) {
+	int disks = 0;
+	bool bad = false;
+	for (struct dirent *x; d && !bad && (x = nwp_entry(d, &bad));) {
 		char line[96], number[32] = "";
 		snprintf(line, sizeof line, "%.80s/dev", x->d_name);
 		int fd = x->d_name[0] == '.' ? -1 : openat(dirfd(d), line, O_RDONLY | O_CLOEXEC);
@@ -66,7 +67,7 @@ static int of_each_disk(const struct nw_run *r, const char *text) {
 		nwp_close(&fd);
 		if (!number[0]) continue;
 		snprintf(line, sizeof line, "%.*s %s", (int)strcspn(number, "\n"), number, text);
-		bad = nwp_cgroup(r, "io.max", line);
+		bad = nwp_cgroup(r, "io.max", line) != 0;
 		disks++;
 	}
 	if (d) closedir(d);

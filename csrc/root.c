@@ -152,18 +152,20 @@ static int one_dev(int root, const char *path, struct nw_err *e) {
 /* All character devices whose names begin so, as they are now: those of GPUs come when the driver is first used. */
 static int do_devs(int root, const char *pattern, struct nw_err *e) {
 	char path[NW_PATH + NAME_MAX + 8];
-	int n = snprintf(path, sizeof path, "/dev/%s", pattern), at = (int)(strrchr(path, '/') - path) + 1, bad = 0;
+	int n = snprintf(path, sizeof path, "/dev/%s", pattern), at = (int)(strrchr(path, '/') - path) + 1, failed = 0;
+	bool bad = false;
 	struct stat st;
 	path[at] = 0;
 	DIR *d = opendir(path);
 	if (!d) return errno == ENOENT ? 0 : fail(e, "cannot list", path);
-	for (struct dirent *x; !bad && (x = readdir(d));) {
+	for (struct dirent *x; !failed && (x = nwp_entry(d, &bad));) {
 		if (strncmp(x->d_name, pattern + at - 5, (size_t)(n - at - 1)) || fstatat(dirfd(d), x->d_name, &st, AT_SYMLINK_NOFOLLOW)) continue;
 		snprintf(path + at, sizeof path - (size_t)at, "%s", x->d_name);
-		bad = S_ISCHR(st.st_mode) ? one_dev(root, path, e) : 0;
+		failed = S_ISCHR(st.st_mode) ? one_dev(root, path, e) : 0;
 	}
+	if (bad) failed = fail(e, "cannot read", path);
 	closedir(d);
-	return bad;
+	return failed;
 }
 
 static int do_dev(int root, const struct nw_op *op, struct nw_err *e) {

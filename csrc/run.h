@@ -369,6 +369,7 @@ void nwp_close(int *fd);
 int nwp_write_all(int fd, const void *p, size_t n);
 int nwp_write_file(const char *path, const char *text);
 DIR *nwp_list(int dir);
+struct dirent *nwp_entry(DIR *d, bool *bad);
 int nwp_open_fs(const struct nw_run *r, const char *type, const char *place);
 int nwp_wait(pid_t p, int ms);
 pid_t nwp_hold_namespace(void);

@@ -251,16 +251,16 @@ static bool done(pid_t p, int ms) {
 }
 
 /* Round and round. */
-static struct dirent *next(DIR *d) {
-	struct dirent *x = readdir(d);
+static struct dirent *next(DIR *d, bool *bad) {
+	struct dirent *x = nwp_entry(d, bad);
 	if (!x) rewinddir(d);
-	return x ? x : readdir(d);
+	return x ? x : nwp_entry(d, bad);
 }
 
 /* How many entries, and on to any one of them: a sweep with little time does not always come to the same ones first, which may be hopeless. */
-static uint64_t anywhere(DIR *d) {
+static uint64_t anywhere(DIR *d, bool *bad) {
 	uint64_t total = 0;
-	while (readdir(d)) total++;
+	while (nwp_entry(d, bad)) total++;
 	rewinddir(d);
 	for (uint64_t skip = reporting || !total ? 0 : nwp_realtime_us() % total; skip > 0; skip--) (void)readdir(d);
 	return total;
@@ -273,8 +273,9 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 	int left = 0, n = 0;
 	DIR *d = nwp_list(by->leases);
 	if (!d) return 1;
-	uint64_t total = anywhere(d), at = 0;
-	for (struct dirent *x; (x = at++ < total ? next(d) : NULL) || n > 0;) {
+	bool bad = false;
+	uint64_t total = anywhere(d, &bad), at = 0;
+	for (struct dirent *x; (x = at++ < total ? next(d, &bad) : NULL) || n > 0;) {
 		size_t len = x ? strlen(x->d_name) : 0;
 		if (x && (len != 42 || strcmp(x->d_name + 36, ".lease") || (only && strncmp(only, x->d_name, 36)))) continue;
 		if (n == TOGETHER || !x) { /* room for one more, or the last ones */
@@ -286,14 +287,14 @@ static int sweep_all(struct nw_run *by, const char *only, int ms) {
 		else if (x) n++;
 	}
 	closedir(d);
-	return left;
+	return left + bad; /* those that were not seen */
 }
 
 /* May there be a dead lease? Live ones cost three calls each here, and no process. Nothing is locked: the pilot may freeze us. */
 static bool any_dead(const struct nw_run *by) {
 	DIR *d = nwp_list(by->leases);
 	bool found = !d;
-	for (struct dirent *x; d && !found && (x = readdir(d));) {
+	for (struct dirent *x; d && !found && (x = nwp_entry(d, &found));) {
 		struct flock held = { .l_type = F_WRLCK, .l_whence = SEEK_SET };
 		int fd = strlen(x->d_name) == 42 ? openat(by->leases, x->d_name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK) : -1;
 		found = fd >= 0 && (fcntl(fd, F_OFD_GETLK, &held) || held.l_type == F_UNLCK);

@@ -84,6 +84,14 @@ DIR *nwp_list(int dir) {
 	return d;
 }
 
+/* The next entry; NULL at the end, and, with bad set, where it cannot be read: errno alone tells them apart (readdir(3)). */
+struct dirent *nwp_entry(DIR *d, bool *bad) {
+	errno = 0;
+	struct dirent *x = readdir(d);
+	if (!x && errno) *bad = true;
+	return x;
+}
+
 /* The top of a kernel's file system that need not be mounted: root sees it all the same, the userns launcher only where it is. */
 int nwp_open_fs(const struct nw_run *r, const char *type, const char *place) {
 	if (!r->launcher->privileged) return open(place, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
