@@ -96,9 +96,12 @@ def examine(fd: int, asked: str, path: str, owner: int, rule: "dict[str, Any]") 
             text = f"{usage.shown(path)} is none of the images that are allowed here (set by image in a [[rule]]); ask the site"
             raise model.Refusal(203, "NW-IMAGE-DENIED", text)
         file = f"dev={info.st_dev} ino={info.st_ino} size={info.st_size} mtime={info.st_mtime_ns} ctime={info.st_ctime_ns} uid={owner}"
+        known = rule["pinned"].get(asked) or rule["pinned"].get(path)
         if info.st_mode & 0o170000 == 0o040000:
+            if known:  # it was a file
+                raise _changed(path, known)
             return Image(path, "directory", "", file, info, owner)
-        return Image(path, _kind(fd, path), _digest(fd, rule["pinned"].get(asked) or rule["pinned"].get(path), path, info), file, info, owner)
+        return Image(path, _kind(fd, path), _digest(fd, known, path, info), file, info, owner)
     finally:
         os.close(fd)
 
@@ -147,11 +150,15 @@ def _digest(fd: int, known: "dict[str, Any] | None", path: str, info: os.stat_re
         now = key(fd, info)
         same = now == known["key"] or (now[1:] == known["key"][1:] and info.st_size <= AGAIN and _sha256(fd, AGAIN + 1) == known["sha256"])
         if not same:
-            text = f"{usage.shown(path)} is not the file any more that it was when the policy was applied; run nodewrap policy apply"
-            raise model.Refusal(203, "NW-IMAGE-CHANGED", text, alarm=True)
+            raise _changed(path, known)
         return "sha256:" + str(known["sha256"])
     whole = info.st_size <= WHOLE
     return ("sha256:" if whole else f"sha256-first-{HEAD}:") + _sha256(fd, WHOLE + 1 if whole else HEAD)
+
+
+def _changed(path: str, known: "dict[str, Any]") -> model.Refusal:
+    why = "is not the file any more that it was when the policy was applied" if known["key"] else "was being written when the policy was applied"
+    return model.Refusal(203, "NW-IMAGE-CHANGED", f"{usage.shown(path)} {why}; run nodewrap policy apply", alarm=True)
 
 
 def _sha256(fd: int, most: int) -> str:

@@ -1,5 +1,9 @@
 """The runs that live on this node, and what belongs to them: for `ps`, `kill` and `sweep --deep`.
 
+Of other people's processes only files of /proc are read that take no lock of theirs: stat, status, statm, comm. cmdline, environ, maps and smaps take
+mmap_lock (fs/proc/base.c, task_mmu.c), which a process can hold for as long as it likes: in mmap(2) of a file of its own FUSE server. psutil reads
+cmdline too: in name(), where a name has all of its 15 characters.
+
 Who may read the leases (root; with the userns launcher their owner) has them from there. Another caller of the setuid launcher has its own runs
 from the front processes: their name is ``nw-`` and the last twelve digits of the run's id, their real uid the caller's, another one root's.
 """
@@ -76,6 +80,14 @@ def ticks(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def comm(pid: int) -> str:
+    """The name that a process has given itself, 15 bytes at most; "" when there is none."""
+    try:
+        return os.fsdecode(Path(f"/proc/{pid}/comm").read_bytes()[:-1])
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def boot_id() -> str:
@@ -203,7 +215,7 @@ def _fronts(table: Table, caller: int) -> list[Run]:
     found = []
     for process in table.processes.values():
         try:
-            name, uids = process.name()[: len(FRONT) + TAIL], process.uids()
+            name, uids = comm(process.pid), process.uids()
         except GONE:
             continue
         digits = name[len(FRONT):]
@@ -229,18 +241,15 @@ def cpu(run: Run) -> float:
     return total
 
 
-def memory(run: Run) -> tuple[int, str]:
-    """Bytes, and what they are: "pss" (shared pages divided among those who share them), or "rss" where the kernel lets us see no more."""
-    pss = rss = 0
+def memory(run: Run) -> int:
+    """Bytes: the sum of resident pages, of statm. Pages that several share count several times; smaps alone divides them, and is not to be had."""
+    total = 0
     for process in run.members:
         try:
-            rss += process.memory_info().rss
-            pss += process.memory_full_info().pss
-        except psutil.AccessDenied:
-            pss = -1 << 62  # one that is not known: no sum
+            total += process.memory_info().rss
         except GONE:
             continue
-    return (pss, "pss") if pss >= 0 else (rss, "rss")
+    return total
 
 
 def age(run: Run) -> float:

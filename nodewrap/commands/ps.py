@@ -42,10 +42,9 @@ def main(arguments: argparse.Namespace) -> int:
 def described(run: live.Run) -> dict[str, Any]:
     """What `--json` prints of a run. Ids are numbers, unknown values null; memory in bytes, cpu and age in seconds.
 
-    memory_kind: "pss" or "rss", see live.memory. processes: of the payload, without nodewrap's own.
+    memory_kind: "rss", see live.memory. processes: of the payload, without nodewrap's own.
     """
     told = run.lease
-    memory, kind = live.memory(run)
     row: dict[str, Any] = {"run": run.id, "state": run.state, "note": run.note, "subject": None, "assurance": None, "vo": None, "pilot": None,
                            "mode": None, "profile": None, "account": None, "uid": None}
     if told:
@@ -56,7 +55,7 @@ def described(run: live.Run) -> dict[str, Any]:
         )
     elif run.front:
         row["pilot"] = run.front.uids().real
-    row.update(processes=len(run.payload), cpu=round(live.cpu(run), 2), memory=memory, memory_kind=kind, age=round(live.age(run), 1))
+    row.update(processes=len(run.payload), cpu=round(live.cpu(run), 2), memory=live.memory(run), memory_kind="rss", age=round(live.age(run), 1))
     return row
 
 

@@ -38,7 +38,7 @@ def processes(uids: Container[int]) -> list[Finding]:
             mine = [uid for uid in process.uids() if uid in uids]
             if mine and process.status() != psutil.STATUS_ZOMBIE:
                 mark = str(live.ticks(process.pid))
-                found.append(Finding("process", mine[0], str(process.pid), process.create_time(), process.name(), mark))
+                found.append(Finding("process", mine[0], str(process.pid), process.create_time(), live.comm(process.pid), mark))
         except live.GONE:
             continue
     return found

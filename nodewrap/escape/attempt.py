@@ -16,6 +16,7 @@ import psutil
 
 from nodewrap.escape.arena import Arena, NotRunError
 from nodewrap.escape.model import Attack, Seen
+from nodewrap.live import comm
 
 PR_SET_CHILD_SUBREAPER = 36
 #: What a wrapper's own helpers may take to finish when their front was killed (docs/reliability.md: two seconds), and some.
@@ -134,7 +135,7 @@ def _left(seconds: float) -> list[str]:
     said = []
     for one in found:
         try:
-            said.append(f"process {one.pid} of uid {one.uids().real}: {' '.join(one.cmdline())[:60] or one.name()}")
+            said.append(f"process {one.pid} of uid {one.uids().real}: {comm(one.pid)}")
         except psutil.Error:
             continue
     return said

@@ -275,10 +275,16 @@ class _Compiler:
         found: Table = {}
         for one in plain if self.lookup is accounts.lookup else ():
             try:
-                real, known = images.pin(one)
+                real, known, doubt = images.pin(one)
             except OSError as error:
                 self.report(path, "NW-POLICY-IMAGE", f"{one}: {error.strerror}; next: correct it, or apply again when it is there", True)
                 continue
+            if known is images.WRITTEN:
+                text = f"{one}: somebody has it open for writing, so runs with it are refused; next: end that (fuser -v {one}), and apply again"
+                self.report(path, "NW-POLICY-IMAGE-OPEN", text, True)
+            if doubt:
+                text = f"{one}: whether it is changed unseen cannot be told, for {doubt}; next: keep it on ext4, XFS or Btrfs, as a file of root's"
+                self.report(path, "NW-POLICY-IMAGE-UNSURE", text, True)
             if known:
                 found[one] = found[real] = known
         return found

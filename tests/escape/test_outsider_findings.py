@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import mmap
+import os
+import shutil
 import signal
+import subprocess
+import tempfile
 
 import pytest
+
+from tests.need import need
+from tests.node import until
 
 #: Connected to the pilot by an abstract socket, takes the pilot's first open file above its standard ones, as the kernel shows it.
 TAKE = """
@@ -86,3 +96,200 @@ def test_traced_payload_goes_on_after_exec(node):
     """The stop is SIGTRAP there, which would kill it."""
     code = "import ctypes, os; ctypes.CDLL(None).ptrace(0, 0, 0, 0); os.execv('/bin/sh', ['sh', '-c', 'exit 7'])"
     assert node.run("log-only", "/usr/bin/python3", "-I", "-c", code).rc == 7
+
+
+# ---- a process that holds its own mmap_lock ----
+
+#: In user and mount namespaces of its own, serves FUSE there and answers no READ: one child reads a page, so that it stays locked; another maps the
+#: file (FOPEN_DIRECT_IO: invalidate_inode_pages2), and waits for that page with its mmap_lock held. All have the name that it is called with.
+HOLD = """
+import ctypes, os, struct, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.prctl(15, sys.argv[1].encode())
+uid, gid = os.getuid(), os.getgid()
+assert libc.unshare(0x10020000) == 0, os.strerror(ctypes.get_errno())
+for name, text in (("setgroups", "deny"), ("uid_map", f"0 {uid} 1"), ("gid_map", f"0 {gid} 1")):
+    open(f"/proc/self/{name}", "w").write(text)
+place = sys.argv[2]
+os.makedirs(place)
+fuse = os.open("/dev/fuse", os.O_RDWR)
+options = b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse
+assert libc.mount(b"f", place.encode(), b"fuse", ctypes.c_ulong(6), options) == 0, os.strerror(ctypes.get_errno())
+def attr(number):
+    return struct.pack("<QQQQQQIIIIIIIIII", number, 65536, 128, 0, 0, 0, 0, 0, 0, 0o40755 if number == 1 else 0o100644, 1, 0, 0, 0, 4096, 0)
+def serve():
+    opens = 0
+    while True:
+        request = os.read(fuse, 1 << 20)
+        _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
+        if opcode in (2, 15, 36, 42):  # FORGET, READ, INTERRUPT, BATCH_FORGET
+            continue
+        bad, said = 0, b""
+        if opcode == 26:  # INIT
+            said = struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 64, 48, 4096, 1, 0, 0, 0)
+        elif opcode == 1:  # LOOKUP
+            said = struct.pack("<QQQQII", 2, 0, 1000, 1000, 0, 0) + attr(2)
+        elif opcode == 3:  # GETATTR
+            said = struct.pack("<QII", 1000, 0, 0) + attr(node)
+        elif opcode == 14:  # OPEN: the first one FOPEN_KEEP_CACHE, the second FOPEN_DIRECT_IO
+            opens += 1
+            said = struct.pack("<QII", opens, 2 if opens == 1 else 1, 0)
+        else:
+            bad = -38
+        os.write(fuse, struct.pack("<IiQ", 16 + len(said), bad, unique) + said)
+if os.fork() == 0:
+    serve()
+first, second = (os.open(place + "/f", os.O_RDONLY) for _ in range(2))
+if os.fork() == 0:
+    os.close(fuse)
+    os._exit(len(os.read(first, 4096)))
+time.sleep(0.3)
+if os.fork() == 0:
+    os.close(fuse)
+    libc.mmap(None, 4096, 1, 2, second, ctypes.c_long(0))
+    os._exit(0)
+time.sleep(0.3)
+print("holds", flush=True)
+time.sleep(60)
+"""
+
+
+def waits_for_mmap_lock(pid):
+    """Whether who reads its cmdline waits. The reader can be killed (fs/proc/base.c, get_mm_cmdline: mmap_read_lock_killable)."""
+    try:
+        subprocess.run(["/bin/cat", f"/proc/{pid}/cmdline"], stdout=subprocess.DEVNULL, timeout=2, check=False)
+    except subprocess.TimeoutExpired:
+        return True
+    return False
+
+
+def cut_fuse(uid, place):
+    """Who waits for FUSE servers mounted by that uid goes on: their ends' own closing would wait for them too (FUSE_FLUSH)."""
+    script = 'mount -t fusectl none "$1" && for at in "$1"/*; do if [ "$(stat -c %u "$at")" = "$0" ]; then echo 1 >"$at/abort"; fi; done'
+    subprocess.run(["unshare", "--mount", "/bin/sh", "-c", script, str(uid), place], check=True)
+
+
+@pytest.fixture
+def holder(setuid_node):
+    """A run in which a process holds its own mmap_lock. Its name is long enough for psutil to ask for more, and that of a front process."""
+    need("root", "fuse")
+    live = setuid_node.start("pool", "/usr/bin/python3", "-I", "-c", HOLD, "nw-0123456789ab", "/tmp/m")
+    assert live.process.stdout.readline() == b"holds\n", live.process.stderr.read()
+    assert any(waits_for_mmap_lock(pid) for pid in setuid_node.payload_processes())
+    return live
+
+
+def ask(node, *argv, user=None):
+    """nodewrap as root or that account, which has 20 s -> CompletedProcess. Raises subprocess.TimeoutExpired."""
+    who = {"user": user.uid, "group": user.gid, "extra_groups": user.groups} if user else {}
+    environment = node.site.environment(user or node.pilot)
+    return subprocess.run([node.site.binary, *argv], capture_output=True, text=True, timeout=20, check=False, env=environment, cwd="/", **who)
+
+
+def test_who_looks_at_a_process_that_holds_its_mmap_lock_does_not_wait_for_it(setuid_node, holder):
+    for user in (None, setuid_node.pilot):
+        done = ask(setuid_node, "ps", "--json", user=user)
+        (row,) = map(json.loads, done.stdout.splitlines())
+        assert holder.events[0]["run"].endswith(row["run"])
+        assert row["processes"] == 4
+        assert row["memory"] > 1 << 20
+    assert ask(setuid_node, "sweep", "--deep").returncode == 0
+    assert ask(setuid_node, "doctor").returncode in (0, 1)
+    assert setuid_node.run("map", "/bin/true").rc == 0
+    done = ask(setuid_node, "kill", "--all", "--grace", "1s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert setuid_node.is_clean()
+
+
+def test_deep_sweep_names_a_process_that_holds_its_mmap_lock(setuid_node):
+    """One of a pool account without any lease, whose name psutil would ask more about."""
+    need("root", "fuse")
+    pool, place = setuid_node.site.accounts["pool01"], tempfile.mkdtemp(dir="/var/tmp")
+    os.chown(place, pool.uid, pool.gid)
+    argv = ["/usr/bin/python3", "-I", "-c", HOLD, "fifteen-letters", f"{place}/m"]
+    started = subprocess.Popen(argv, user=pool.uid, group=pool.gid, extra_groups=[], stdout=subprocess.PIPE, start_new_session=True, cwd="/")
+    try:
+        assert started.stdout.readline() == b"holds\n"
+        done = ask(setuid_node, "sweep", "--deep", "--json")
+        rows = [row for row in map(json.loads, done.stdout.splitlines()) if row["kind"] == "process" and row["uid"] == pool.uid]
+        assert {row["detail"] for row in rows} == {"fifteen-letters"}
+        assert len(rows) == 4
+    finally:
+        cut_fuse(pool.uid, place)
+        os.killpg(started.pid, signal.SIGKILL)
+        started.communicate()
+        until(lambda: not setuid_node.payload_processes(), "they are gone")
+        shutil.rmtree(place)
+
+
+# ---- images that the policy names ----
+
+BANNER = b"#!/usr/bin/env run-singularity\n\0" + b"SIF_MAGIC\0"
+
+
+@pytest.fixture
+def image(node, session):
+    """apply(): a file of the site owner's, named in the policy, and that applied -> what apply says; its path is image.path."""
+    path = session.top / "held.sif"
+    path.write_bytes(BANNER + bytes(1 << 20))
+    owner = node.site.owner()
+    if owner:
+        os.chown(path, owner["user"], owner["group"])
+
+    def apply():
+        text = node.policy_text().replace('"batch", "strict"]\n', f'"batch", "strict"]\nimage = ["{path}"]\n')
+        return node.site.policy(f'{text}\n[apptainer]\nprogram = "/bin/true"\n')
+
+    apply.path = path
+    apply.run = lambda: node.run("log-only", "true", options=["--image", str(path)])
+    yield apply
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    node.open_policy()
+
+
+@pytest.mark.parametrize("held", ["mapped", "open"])
+def test_record_never_gives_the_old_digest_of_a_named_image_that_was_open_for_writing_at_apply(image, held):
+    """Its pages are mapped writable and dirty: what is written then is no fault and sets no time."""
+    with image.path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        memory[1 << 20] = memory[1 << 20]
+        said = image()
+        before = image.path.stat()
+        if held == "mapped":
+            memory[1 << 20] = 1
+            after = image.path.stat()
+            assert (after.st_mtime_ns, after.st_ctime_ns) == (before.st_mtime_ns, before.st_ctime_ns)
+        assert "NW-POLICY-IMAGE-OPEN" in said
+        assert "in force" in said  # a ban, say, does not wait for the owner of an image
+        assert (image.run().rc, image.run().err.split()[1]) == (203, b"NW-IMAGE-CHANGED:")
+    assert "NW-POLICY-IMAGE" not in image()
+    assert image.run().record("start")["nodewrap"]["image"]["digest"] == "sha256:" + hashlib.sha256(image.path.read_bytes()).hexdigest()
+
+
+def test_whoever_opens_a_named_image_for_writing_during_apply_waits_and_ends_nobody(image):
+    """The kernel tells the lease's holder by SIGIO, which ends a process that does not ignore it."""
+    with image.path.open("r+b") as file:
+        file.truncate(64 << 20)
+    code = f"import os\nwhile True: os.close(os.open({str(image.path)!r}, os.O_RDWR))"
+    writer = subprocess.Popen(["/usr/bin/python3", "-I", "-c", code])
+    try:
+        assert all("in force" in image() for _ in range(3))
+    finally:
+        writer.kill()
+        writer.wait()
+
+
+def test_named_image_that_became_a_directory_since_apply_is_refused(image):
+    image()
+    image.path.unlink()
+    image.path.mkdir()
+    ran = image.run()
+    assert (ran.rc, ran.err.split()[1]) == (203, b"NW-IMAGE-CHANGED:"), ran
+
+
+def test_named_directory_is_applied_and_run_whatever_is_open_in_it_and_has_no_digest(image):
+    image.path.unlink()
+    image.path.mkdir()
+    with (image.path / "file").open("wb"):
+        assert "NW-POLICY-IMAGE" not in image()
+        assert "digest" not in image.run().record("start")["nodewrap"]["image"]

@@ -94,7 +94,7 @@ def test_ps_shows_whose_run_it_is_and_what_it_uses(case):
     assert row["uid"] == os.stat(f"/proc/{live.pid}").st_uid
     assert row["processes"] == 2  # the shell and its sleep; front, keeper and init are ours
     assert row["cpu"] > 0.05
-    assert row["memory_kind"] == "pss" or not node.privileged
+    assert row["memory_kind"] == "rss"
     assert 1 << 20 < row["memory"] < 64 << 20
     assert 0 < row["age"] < 60
 

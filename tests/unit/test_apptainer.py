@@ -79,7 +79,7 @@ def test_digest_is_of_the_whole_of_a_small_file_and_of_the_head_of_a_large_one(t
 @pytest.mark.parametrize("change", ["written", "replaced", "touched", "grown"])
 def test_pinned_file_is_known_again_until_anything_about_it_changes(tmp_path, change):
     path = sif(tmp_path / "image", 3 << 20)
-    real, known = images.pin(str(path))
+    real, known, _ = images.pin(str(path))
     allowed = {"names": [str(path)], "patterns": [], "pinned": {str(path): known}}
     assert (real, examined(path, allowed).digest) == (str(path), "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest())
     before = path.stat()

@@ -134,6 +134,7 @@ def namespaces(most, mark):
         if os.fork() == 0:
             try:
                 os.setsid()
+                LIBC.prctl(15, mark.encode())  # PR_SET_NAME
                 root_of_namespaces(0x40000000)
                 os.write(writer, b"1")
             finally:

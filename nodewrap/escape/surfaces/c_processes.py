@@ -18,6 +18,7 @@ import psutil
 
 from nodewrap.escape.arena import Arena, Live, Ran, hostile
 from nodewrap.escape.model import BARE_PROFILE, OWN_SERVER, PILOTS_GROUP, SAME_ID_BARE, Configuration, Seen, attack, left_out
+from nodewrap.live import comm
 
 ENDS = "end of the pid namespace; cgroup.kill; sweep of the uid"
 APART = "pid namespace; other uid"
@@ -287,7 +288,7 @@ def setid_programs(arena: Arena) -> Seen:
     canary.chmod(0o4755)
     live = arena.begin_payload("c_processes", "setids", "./canary", f"su {arena.caller.name} -c true")
     said = live.hear()
-    names = {one.name() for one in psutil.Process().children(recursive=True) if one.uids().effective == 0 and one.name() in ("canary", "su")}
+    names = {comm(one.pid) for one in psutil.Process().children(recursive=True) if one.uids().effective == 0} & {"canary", "su"}
     live.end(b"")
     return Seen(bool(names), f"with root's rights: {', '.join(sorted(names)) or 'none'} ({said})")
 

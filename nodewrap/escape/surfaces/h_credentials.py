@@ -23,6 +23,7 @@ from nodewrap.escape.gate import Flaws, asked, let_in, pilots_file, seen
 from nodewrap.escape.model import SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
 from nodewrap.escape.ownsite import OwnSite
 from nodewrap.escape.pki import BASE, DAY, VO, Pki, basic, dn, usage
+from nodewrap.live import comm
 
 left_out(H11="nodewrap takes no tokens yet: --token is refused as an option that it does not know")
 
@@ -331,7 +332,7 @@ def key_in_memory(arena: Arena) -> Seen:
         raise NotRunError(f"it did not start: {live.end(b'').line}")
     ours = [live.process.pid, *(one.pid for one in psutil.Process(live.process.pid).children(recursive=True))]
     holders = [pid for pid in ours if _has(pid, needle)]
-    said = ", ".join(f"{psutil.Process(pid).name()} {pid}" for pid in holders)
+    said = ", ".join(f"{comm(pid)} {pid}" for pid in holders)
     live.end(b"\n")
     return Seen(bool(holders), f"{len(ours)} processes, the key is in {said or 'none'}")
 

@@ -17,6 +17,7 @@ from nodewrap.escape.arena import Arena, Live, NotRunError, hostile
 from nodewrap.escape.evidence import descriptors
 from nodewrap.escape.model import BARE_PROFILE, MEMORY_FILES, OWN_LAUNCHER, PILOTS_PROCESSES, SAME_ID_BARE, SHARED_ID_BARE, Seen, attack, left_out
 from nodewrap.escape.ownsite import OwnSite
+from nodewrap.live import comm
 
 HERE = "j_exhaustion"
 PLACES = ("/tmp", "/var/tmp", "/dev/shm")
@@ -144,13 +145,8 @@ def files_in_memory(arena: Arena) -> Seen:
 
 
 def marked(mark: str) -> list[int]:
-    """Living processes with that word among their arguments."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if mark.encode() in Path(f"/proc/{pid}/cmdline").read_bytes() and int(pid) != os.getpid():
-                found.append(int(pid))
-    return found
+    """Living processes whose name begins that word: it has 15 bytes (PR_SET_NAME)."""
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if comm(pid) == mark[:15]]
 
 
 @attack("J08", "end of the pid namespace, cgroup.kill, sweep of the id: nobody holds them", needs=("userns",))
