@@ -1,5 +1,5 @@
 /* Step 1: take nothing from the caller unseen. Everything an attacker can hand over at exec is saved or replaced here:
- * descriptors, environment, umask, working directory, signal mask and dispositions, resource limits, parent. */
+ * descriptors, environment, umask, working directory, signal mask and dispositions, resource limits, timer slack, parent. */
 #include "run.h"
 
 extern char **environ;
@@ -120,6 +120,12 @@ static int take_ids(struct nw_run *r, struct nw_err *e) {
 	return 0;
 }
 
+/* Whoever waits is woken as late as his timer slack allows (prctl(2)). The pilot's comes to us through exec, set-id bits or not, and goes on to what we
+ * start: with 30 years of it no limit would be held in time. The kernel's default (init/init_task.c); 0 would mean what we were started with. */
+int nwp_keep_time(struct nw_err *e) {
+	return prctl(PR_SET_TIMERSLACK, 50000ul) ? nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl PR_SET_TIMERSLACK: %s", strerror(errno)) : 0;
+}
+
 /* The name of this run: UUIDv7 (RFC 9562 5.7), so that names sort by time. */
 static int name_run(struct nw_run *r, struct nw_err *e) {
 	unsigned char b[16];
@@ -162,8 +168,8 @@ int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e) {
 	c->umask = umask(077);
 	personality(PER_LINUX); /* "setarch -R" is not for the payload; a filter around us that refuses has its own reason */
 	/* Without privilege there is nothing to hide from the caller, and the kernel wants a dumpable process to write id maps for. */
-	if (take_limits(c, e) || take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) || take_ids(r, e) ||
-		name_run(r, e))
+	if (nwp_keep_time(e) || take_limits(c, e) || take_fds(c, e) || take_signals(e) || (r->launcher->privileged && prctl(PR_SET_DUMPABLE, 0)) ||
+		take_ids(r, e) || name_run(r, e))
 		return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-KERNEL", "prctl: %s", strerror(errno));
 	if (argc < 1) return nw_fail(e, NW_USAGE, "NW-USAGE", "started without a name (argc is 0)");
 	if (!getcwd(c->cwd, sizeof c->cwd) || c->cwd[0] != '/') c->cwd[0] = 0;

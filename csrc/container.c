@@ -15,7 +15,7 @@ int nwp_container(struct nw_run *r, struct nw_err *e) {
 		fcntl(r->words, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL) ||
 		socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair))
 		return nw_fail(e, NW_INTERNAL, "NW-APPTAINER", "nothing to watch the container by: %s", strerror(errno));
-	r->inside = pair[0];
+	r->inside = pair[0]; /* and ours stays open, so that a message without bytes is not taken for the end, nor the end for a message */
 	r->told = pair[1];
 	return 0;
 }
@@ -42,17 +42,20 @@ static const char *last_words(const struct nw_run *r, char *said) {
 	return *from ? from : "no reason given";
 }
 
-/* At the end, when nobody is left who could say more. 0: the command ran, or the run was ended before; else -1 with *e. What the payload makes up here
- * is about itself: once its command ran, that was said. */
+/* At the end, when nobody is left who could say more. 0: the command ran, or the run was ended before; else -1 with *e. Scripts of the image have the
+ * socket too, before the command and beside it: so whatever came, in any order, says that the command began, but for one error that came alone. Each
+ * command that is executed said 0 before. */
 int nwp_container_end(const struct nw_run *r, struct nw_err *e) {
 	char said[NW_SAID];
-	int word = 0;
+	int word[2] = { 0 };
 	if (r->inside < 0 || r->why || !WIFEXITED(r->status)) return 0;
-	if (recv(r->inside, &word, sizeof word, MSG_DONTWAIT) != sizeof word || word)
+	ssize_t n = recv(r->inside, word, sizeof word, MSG_DONTWAIT);
+	if (n < 0 && errno == EAGAIN)
 		return nw_fail(e, NW_INTERNAL, "NW-APPTAINER",
-			"no container was made; %s ended with %d: %.300s; see apptainer in the policy, \"nodewrap doctor\"", r->decision.before[0],
-			WEXITSTATUS(r->status), last_words(r, said));
-	if (recv(r->inside, &word, sizeof word, MSG_DONTWAIT) != sizeof word || WEXITSTATUS(r->status) != nw_exec_status(word)) return 0;
-	return nw_fail(
-		e, nw_exec_status(word), "NW-EXEC", "cannot execute in the image %s: %s", r->caller.argv[r->decision.argv_from], strerror(word));
+			"the payload's command was not reached; %s ended with %d: %.300s; see apptainer in the policy, \"nodewrap doctor\"",
+			r->decision.before[0], WEXITSTATUS(r->status), last_words(r, said));
+	int err = n == sizeof *word ? word[0] : 0;
+	bool alone = recv(r->inside, word, sizeof word, MSG_DONTWAIT) < 0 && errno == EAGAIN;
+	if (err <= 0 || !alone || WEXITSTATUS(r->status) != nw_exec_status(err)) return 0;
+	return nw_fail(e, nw_exec_status(err), "NW-EXEC", "cannot execute in the image %s: %s", r->caller.argv[r->decision.argv_from], strerror(err));
 }

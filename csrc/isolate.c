@@ -178,7 +178,6 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	}
 	close(init[1]);
 	close(payload[1]);
-	nwp_close(&r->told);
 	r->init_sock = init[0];
 	r->payload_sock = payload[0];
 	nwp_close(&r->netns); /* it ends with the payload */

@@ -4,12 +4,15 @@
 
 int main(int argc, char **argv) {
 	char said[NW_SAID] = "";
-	int word = 0;
 	/* What the runtime warned of belongs to the payload's stderr, which takes its place again. */
 	if (argc < 2 || pread(2, said, sizeof said - 1, 0) < 0 || nwp_write_all(NW_INSIDE, said, strlen(said)) || dup2(NW_INSIDE, 2) != 2 ||
-		close_range(NW_INSIDE, NW_INSIDE + 2, CLOSE_RANGE_CLOEXEC) || nwp_write_all(NW_INSIDE + 1, &word, sizeof word))
+		close_range(NW_INSIDE, NW_INSIDE + 2, CLOSE_RANGE_CLOEXEC))
 		return 125;
+	/* Once, and before it is tried: what came later could be from a script of the image's that is still there. Such a one may have shut the socket. */
+	int word = nwp_exec(argv[1], NULL, environ, true) ? errno : 0;
+	if (send(NW_INSIDE + 1, &word, sizeof word, MSG_NOSIGNAL) != sizeof word) return 125;
+	if (word) return nw_exec_status(word);
 	nwp_exec(argv[1], argv + 1, environ, true);
 	word = errno;
-	return nwp_write_all(NW_INSIDE + 1, &word, sizeof word) ? 125 : nw_exec_status(word);
+	return dprintf(2, "nodewrap: NW-EXEC: cannot execute in the image %s: %s\n", argv[1], strerror(word)) < 0 ? 125 : nw_exec_status(word);
 }

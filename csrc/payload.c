@@ -66,17 +66,27 @@ static char **build_argv(struct nw_run *r) {
 	return argv;
 }
 
-/* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. */
+static int execute(const char *path, char **argv, char **env) {
+	struct stat st;
+	if (argv) return execve(path, argv, env);
+	if (stat(path, &st)) return -1;
+	if (S_ISREG(st.st_mode)) return access(path, X_OK);
+	errno = EACCES;
+	return -1;
+}
+
+/* A name without "/" is looked up in the payload's own PATH, with the payload's rights, like execvp(3) but without its shell fallback. Without argv:
+ * 0 where it could be tried. */
 int nwp_exec(const char *name, char **argv, char **env, bool search) {
 	const char *path = nwp_env(env, "PATH");
 	char full[4096];
 	int err = ENOENT;
-	if (!search || strchr(name, '/')) return execve(name, argv, env);
+	if (!search || strchr(name, '/')) return execute(name, argv, env);
 	if (!path) path = "/usr/local/bin:/usr/bin:/bin";
 	for (const char *p = path; *name; p += strcspn(p, ":"), p += *p == ':') {
 		size_t n = strcspn(p, ":");
 		if (n && snprintf(full, sizeof full, "%.*s/%s", (int)n, p, name) < (int)sizeof full) {
-			execve(full, argv, env);
+			if (execute(full, argv, env) == 0) return 0;
 			if (errno != ENOENT && errno != ENOTDIR) err = errno;
 		}
 		if (!p[n]) break;

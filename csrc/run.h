@@ -193,6 +193,7 @@ void nwp_close_callers(struct nw_caller *c, int keep);
 int nwp_sanitise(struct nw_run *r, int argc, char **argv, struct nw_err *e);
 int nwp_build_request(struct nw_run *r, struct nw_buf *b, struct nw_err *e);
 bool nw_wants_credentials(int argc, char *const *argv, char *const *env);
+int nwp_keep_time(struct nw_err *e);
 int nwp_identify(struct nw_run *r, struct nw_err *e);
 /* As the caller: file-system ids switched for the time of one call. */
 int nwp_as_caller(const struct nw_run *r, bool on);

@@ -381,7 +381,7 @@ int nwp_sweep_main(int argc, char **argv) {
 	umask(077);
 	reporting = true;
 	if (argc > 1 && (!one || strlen(argv[2]) != 36)) nw_fail(&e, NW_USAGE, "NW-USAGE", "nodewrap-sweep [--run RUN | --forget RUN]");
-	else if (prepare(&by, &launcher, &e) == 0)
+	else if (nwp_keep_time(&e) == 0 && prepare(&by, &launcher, &e) == 0)
 		return forgetting ? forget(&by, argv[2]) != FORGOTTEN : sweep_all(&by, one ? argv[2] : NULL, 0) > 0;
 	fprintf(stderr, "nodewrap: %s: %s\n", e.code, e.text);
 	return e.exit;

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import mmap
@@ -10,9 +12,12 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 
+from tests import container
+from tests.integration.test_apptainer import policy
 from tests.need import need
 from tests.node import until
 
@@ -55,6 +60,38 @@ while True:
         break
     uids += [struct.unpack("3i", body)[1] for _, kind, body in extra if kind == socket.SCM_CREDENTIALS]
 print(*uids)
+"""
+#: In an image: what each letter means is done to the socket by which nodewrap-inside tells that the command begins (NW_INSIDE + 1, csrc/run.h).
+SAY = r"""
+#include <errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+int main(int argc, char **argv) {
+	static char many[4096] = "x";
+	int bad = argc != 2, zero = 0, missing = ENOENT, minus = -1;
+	for (char *p = argv[1]; !bad && *p; p++) {
+		if (*p == 'b') bad = send(21, "x", 1, 0) != 1;
+		else if (*p == 'e') bad = send(21, "", 0, 0) != 0;
+		else if (*p == '5') bad = send(21, many, 5, 0) != 5;
+		else if (*p == 'l') bad = send(21, many, sizeof many, 0) != sizeof many;
+		else if (*p == '0') bad = send(21, &zero, sizeof zero, 0) != sizeof zero;
+		else if (*p == 'E') bad = send(21, &missing, sizeof missing, 0) != sizeof missing;
+		else if (*p == 'm') bad = send(21, &minus, sizeof minus, 0) != sizeof minus;
+		else if (*p == 's') bad = shutdown(21, SHUT_WR);
+		else if (*p == 'f' && fork()) return 0;
+		else if (*p == 'f') bad = usleep(500000);
+		else bad = 1;
+	}
+	return bad;
+}
+"""
+#: The payload: its own timer slack, in ns; then it waits for longer than its wall time, by a slack of its own.
+SLACK = """
+import ctypes, sys, time
+print(open("/proc/self/timerslack_ns").read(), flush=True)
+ctypes.CDLL(None).prctl(29, ctypes.c_ulong(50000))  # PR_SET_TIMERSLACK
+time.sleep(float(sys.argv[1]))
 """
 
 
@@ -293,3 +330,101 @@ def test_named_directory_is_applied_and_run_whatever_is_open_in_it_and_has_no_di
     with (image.path / "file").open("wb"):
         assert "NW-POLICY-IMAGE" not in image()
         assert "digest" not in image.run().record("start")["nodewrap"]["image"]
+
+
+# ---- what scripts of an image say, and how late a pilot's clock may be ----
+
+
+@pytest.fixture(scope="module")
+def say(tmp_path_factory):
+    program = tmp_path_factory.mktemp("say") / "say"
+    subprocess.run(["gcc", "-Wall", "-Werror", "-static", "-o", program, "-xc", "-"], input=SAY.encode(), check=True)
+    return program
+
+
+@pytest.fixture
+def scripted(node, home, say):
+    """run(script, command): with an image whose environment script that is."""
+    image = container.tree(home / "image")
+    (image / "bin/say").write_bytes(say.read_bytes())
+    (image / "bin/say").chmod(0o755)
+    env = image / ".singularity.d/env"
+    env.mkdir(parents=True)
+    policy(node, [image])
+
+    def run(script, *command):
+        (env / "90-user.sh").write_text(f"{script}\n")
+        return node.run("map", *command, options=["--image", image])
+
+    yield run
+    node.open_policy()
+
+
+@pytest.mark.parametrize("said", ["b", "e", "5", "l", "E", "m", "0E", "E0", "e0E"])
+def test_command_that_ran_is_told_as_run_whatever_a_script_of_the_image_said_before(scripted, said):
+    """One byte made "the command never ran" (202) of it; 0 and an error made "cannot be executed" of one that ended with 127."""
+    ran = scripted(f"/bin/say {said} || exit 99", "/bin/sh", "-c", "echo ran; exit 127")
+    assert (ran.rc, ran.out, ran.err) == (127, b"ran\n", b""), ran
+    assert "error" not in [record["event"]["action"] for record in ran.records]
+    assert ran.record("exit")["process"]["exit_code"] == 127
+
+
+@pytest.mark.parametrize("said", ["fE", "fb", "fEs"])
+def test_command_that_ran_is_told_as_run_whatever_a_script_of_the_image_says_meanwhile(scripted, said):
+    ran = scripted(f"/bin/say {said}", "/bin/sh", "-c", "sleep 1; echo ran; exit 127")
+    assert (ran.rc, ran.out, ran.err) == (127, b"ran\n", b""), ran
+    assert "error" not in [record["event"]["action"] for record in ran.records]
+
+
+@pytest.mark.parametrize(("script", "command", "code", "word"), [
+    ("exit 7", "true", 202, "NW-APPTAINER"),
+    ("", "/not/there", 127, "NW-EXEC"),
+    ("/bin/say E; exit 7", "true", 7, None),
+    ("/bin/say 0; exit 7", "true", 7, None),
+    ("/bin/say s", "true", 125, None),
+    ("/bin/say b", "/not/there", 127, None),
+    ("/bin/say 0", "/not/there", 127, None),
+], ids=str)
+def test_command_that_did_not_run_is_at_worst_told_as_run(scripted, script, command, code, word):
+    ran = scripted(script, command)
+    assert (ran.rc, ran.out) == (code, b""), ran
+    assert [record["event"].get("code") for record in ran.records if record["event"]["action"] == "error"] == [word] * bool(word), ran
+
+
+def test_what_only_exec_finds_out_is_the_commands_own_error(scripted, home):
+    """An interpreter that the image does not have: the command counts as begun, and its stderr says what it was."""
+    (home / "image/bin/script").write_text("#!/not/there\n")
+    (home / "image/bin/script").chmod(0o755)
+    ran = scripted("", "script")
+    assert (ran.rc, ran.out, ran.err) == (127, b"", b"nodewrap: NW-EXEC: cannot execute in the image script: No such file or directory\n"), ran
+
+
+def slack():
+    """As long as it gets: no wait would end before something happens."""
+    if ctypes.CDLL(None, use_errno=True).prctl(29, ctypes.c_ulong(10**18)):  # PR_SET_TIMERSLACK
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def test_wall_time_is_held_in_time_whatever_timer_slack_the_pilot_had(node):
+    """It comes through exec, to set-user-id programs too: launcher and keeper slept on until the payload ended by itself."""
+    live = node.start("map", "/usr/bin/python3", "-I", "-c", SLACK, "8", options=["--wall", "1"], preexec_fn=slack)
+    code, out, err = live.end()
+    assert (code, out.split(), err) == (128 + signal.SIGTERM, [b"50000"], b"")
+
+
+def test_sweep_has_a_timer_slack_of_its_own(setuid_node):
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(4096))
+    os.set_blocking(writer, True)
+    argv = [setuid_node.site.prefix / "libexec/nodewrap/nodewrap-sweep", "--forget", "0" * 36]
+    sweep = subprocess.Popen(argv, stdout=writer, preexec_fn=slack, cwd="/")  # its report has no room in the pipe
+    try:
+        until(lambda: Path(f"/proc/{sweep.pid}/timerslack_ns").read_text() == "50000\n", "the kernel's own")
+    finally:
+        sweep.kill()
+        sweep.wait()
+        os.close(reader)
+        os.close(writer)

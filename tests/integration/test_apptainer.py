@@ -119,7 +119,7 @@ def test_end_of_the_command_comes_out_as_without_a_container(boxed, images, scri
 def check_no_container(ran, *says):
     """202 and one line with the runtime's reason; what was started is on record with its end, and with why."""
     assert (ran.rc, ran.out) == (202, b""), ran
-    assert ran.err.startswith(b"nodewrap: NW-APPTAINER: no container was made; "), ran
+    assert ran.err.startswith(b"nodewrap: NW-APPTAINER: the payload's command was not reached; "), ran
     assert ran.err.count(b"\n") == 1
     assert all(word.encode() in ran.err for word in says), ran
     assert ran.record("error")["event"]["code"] == "NW-APPTAINER"
