@@ -69,11 +69,13 @@ def _newest() -> int:
 def end_processes(uid: int, gid: int) -> None:
     """End all of that uid: each by its pidfd, and, as new ones may come, by that uid's own kill(-1), which reaches nobody else's, and all at once."""
     deadline = time.monotonic() + PATIENCE_S
-    while ((left := processes((uid,))) or fleeting((uid,))) and time.monotonic() < deadline:
-        for one in left:
+    while True:  # once at least: who comes and goes may not have been seen this time
+        for one in processes((uid,)):
             _kill(one)
         with suppress(OSError):
             as_owner(uid, gid, _kill_all, KILLER_S)
+        if not (processes((uid,)) or fleeting((uid,))) or time.monotonic() > deadline:
+            return
         time.sleep(0.01)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import secrets
@@ -134,7 +135,9 @@ CONNECTIONS = Path("/sys/fs/fuse/connections")
 def connections() -> set[str]:
     """The node's FUSE connections. From here on their list is mounted for all that this try starts, as systemd does it for everybody."""
     libc, none, private = ctypes.CDLL(None, use_errno=True), b"none", ctypes.c_ulong(0x44000)  # MS_REC | MS_PRIVATE
-    if libc.unshare(0x20000) or libc.mount(none, b"/", None, private, None) or libc.mount(none, bytes(CONNECTIONS), b"fusectl", None, None):
+    if libc.unshare(0x20000) or libc.mount(none, b"/", None, private, None):
+        raise OSError(ctypes.get_errno(), "a mount namespace")
+    if libc.mount(none, bytes(CONNECTIONS), b"fusectl", None, None) and ctypes.get_errno() != errno.EBUSY:  # EBUSY: it is mounted there
         raise OSError(ctypes.get_errno(), "fusectl")
     return {one.name for one in CONNECTIONS.iterdir()}
 
