@@ -11,15 +11,6 @@
 #define STATUS_MS 2000
 #define SEQUENCE "{\"event\":{\"sequence\":"
 
-static void timestamp(char *to, size_t size, uint64_t us) {
-	time_t s = (time_t)(us / 1000000);
-	struct tm tm;
-	char date[32];
-	gmtime_r(&s, &tm);
-	strftime(date, sizeof date, "%Y-%m-%dT%H:%M:%S", &tm);
-	snprintf(to, size, "%s.%06uZ", date, (unsigned)(us % 1000000));
-}
-
 static void put_id(struct nw_json *j, const char *path, uint32_t id) {
 	char s[16];
 	snprintf(s, sizeof s, "%u", id);
@@ -58,7 +49,7 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended) {
 	}
 	put_facts(j, &r->decision, "process");
 	if (r->started_us && !r->swept) { /* a lease knows only when it was written */
-		timestamp(s, sizeof s, r->started_us);
+		nw_utc(s, sizeof s, r->started_us);
 		nw_json_string(j, "process.start", s);
 	}
 	if (ended && r->ended) {
@@ -138,22 +129,27 @@ static void put_usage(struct nw_json *j, const struct nw_run *r) {
 	put_counts(j, r);
 }
 
+static bool has_failed(const struct nw_run *r, const char *action, const struct nw_err *why) {
+	bool ended = strcmp(action, "exit") == 0, cleaned = strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0;
+	return why || r->left || (ended && r->status) || (cleaned && r->tally.left);
+}
+
 static size_t compose(struct nw_run *r, const char *action, const struct nw_err *why, uint64_t sequence, size_t cap, char *line, size_t max) {
 	const struct nw_decision *d = &r->decision;
-	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0, failed = why || r->left || (ended && r->status);
+	bool permit = d->verdict == NW_PERMIT, ended = strcmp(action, "exit") == 0;
 	struct nw_json j;
 	char s[40];
 	nw_json_begin(&j, line, max, cap);
 	nw_json_int(&j, "event.sequence", (int64_t)sequence);
 	nw_json_string(&j, "event.action", action);
 	nw_json_string(&j, "event.kind", why || d->alarm ? "alert" : "event");
-	nw_json_string(&j, "event.outcome", failed ? "failure" : ended && !r->ended ? "unknown" : "success");
+	nw_json_string(&j, "event.outcome", has_failed(r, action, why) ? "failure" : ended && !r->ended ? "unknown" : "success");
 	if (why) {
 		nw_json_string(&j, "event.code", why->code);
 		nw_json_string(&j, "event.message", why->text);
 	}
 	put_facts(&j, d, "event");
-	timestamp(s, sizeof s, nwp_realtime_us());
+	nw_utc(s, sizeof s, nwp_realtime_us());
 	nw_json_string(&j, "@timestamp", s);
 	nw_json_string(&j, "ecs.version", "8.11");
 	nw_json_string(&j, "host.name", r->host);

@@ -28,14 +28,15 @@ static void cut_fuse(const struct nw_run *r, uid_t first, uid_t last) {
 	int dir = nwp_open_fs(r, "fusectl", "/sys/fs/fuse/connections"); /* -1: no FUSE here, or not for us */
 	if (r->userns >= 0 && setns(r->userns, CLONE_NEWUSER)) _exit(1);
 	DIR *d = dir < 0 ? NULL : fdopendir(dir);
-	for (struct dirent *x; d && (x = readdir(d));) {
+	bool bad = false; /* those that were not seen get their turn in a moment, as long as anything waits */
+	for (struct dirent *x; d && (x = nwp_entry(d, &bad));) {
 		snprintf(path, sizeof path, "%s/abort", x->d_name);
 		bool ours = fstatat(dir, x->d_name, &st, 0) == 0 && st.st_uid >= first && st.st_uid <= last;
 		int fd = ours ? openat(dir, path, O_WRONLY | O_CLOEXEC) : -1;
 		if (fd >= 0) nwp_write_all(fd, "1", 1); /* refused, as if there were none: what waits is reported as left */
 		nwp_close(&fd);
 	}
-	_exit(0);
+	_exit(bad);
 }
 
 /* While what was killed has not gone. Of an id that others use too nothing is cut: a connection may be theirs. */
@@ -188,7 +189,8 @@ static bool cgroup_gone(const struct nw_run *r) {
 static int group_below(int dir, char name[static NAME_MAX + 1]) {
 	int at = openat(dir, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC), found = -1; /* of its own: the place of the reading is not shared */
 	DIR *d = at < 0 ? NULL : fdopendir(at);
-	for (struct dirent *x; d && found < 0 && (x = readdir(d));) {
+	bool bad = false; /* then none was found, and what is below keeps the one above: told as left */
+	for (struct dirent *x; d && found < 0 && (x = nwp_entry(d, &bad));) {
 		if (x->d_type != DT_DIR || !strcmp(x->d_name, ".") || !strcmp(x->d_name, "..")) continue;
 		snprintf(name, NAME_MAX + 1, "%s", x->d_name);
 		found = openat(dir, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);

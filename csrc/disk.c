@@ -91,18 +91,19 @@ static void __attribute__((noreturn)) clear(struct nw_run *r, int dir, bool own,
 	struct nw_tally t = { 0 };
 	int place[NW_OPS], n = 0;
 	DIR *d = nwp_list(dir);
+	bool bad = false;
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us || !d) _exit(1); /* it has the lease's lock */
-	for (struct dirent *x; n < NW_OPS && (x = readdir(d));)
+	for (struct dirent *x; n < NW_OPS && (x = nwp_entry(d, &bad));)
 		if (x->d_name[0] != '.' && (place[n++] = openat(dir, x->d_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)) < 0) _exit(2);
-	if (!own && in && setns(r->userns, CLONE_NEWUSER)) _exit(3);
+	if (bad || (!own && in && setns(r->userns, CLONE_NEWUSER))) _exit(3);
 	if (!own && r->launcher->privileged && nwp_keep_chown(id->uid, id->gid, 0)) _exit(4);
 	if (!own && !r->launcher->privileged && nwp_become(in ? id->inside_uid : id->uid, in ? id->inside_gid : id->gid, true)) _exit(4);
 	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != us) _exit(5); /* a change of ids took it away */
 	for (int i = 0; i < n; i++) nwp_remove_owned(place[i], first, last, NULL, &t);
 	if (own) rewinddir(d);
-	for (struct dirent *x; own && (x = readdir(d));)
+	for (struct dirent *x; own && (x = nwp_entry(d, &bad));)
 		if (x->d_name[0] != '.') unlinkat(dir, x->d_name, AT_REMOVEDIR); /* if not, the run's directory tells */
-	_exit(nwp_write_all(out, &t, sizeof t) != 0);
+	_exit(bad || nwp_write_all(out, &t, sizeof t));
 }
 
 static int clear_as(struct nw_run *r, int dir, bool own) {

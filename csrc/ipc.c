@@ -43,10 +43,10 @@ static FILE *open_table(const struct kind *k) {
 	return f;
 }
 
-/* The next line, or false: then f is closed. */
-static bool next(FILE *f, long long *n) {
+/* The next line, or false: then f is closed, and bad set where it could not be read. */
+static bool next(FILE *f, long long *n, bool *bad) {
 	char line[512], *p = line;
-	if (!f || !fgets(line, sizeof line, f)) return f && (fclose(f), false);
+	if (!f || !fgets(line, sizeof line, f)) return f && (*bad |= ferror(f), fclose(f), false);
 	for (int i = 0; i < COLUMNS; i++) n[i] = strtoll(p, &p, 10);
 	return true;
 }
@@ -57,16 +57,19 @@ static int64_t newest(const struct nw_run *r) {
 	int64_t at = 0;
 	struct stat st;
 	int queues = nwp_open_fs(r, "mqueue", "/dev/mqueue");
+	bool bad = false; /* one that was not seen may be of this very second */
 	for (const struct kind *k = kinds; k < kinds + 3; k++) {
 		FILE *f = open_table(k);
-		while (next(f, n))
+		bad |= !f && errno != ENOENT;
+		while (next(f, n, &bad))
 			if (n[k->uid] == r->id.uid && n[k->ctime] > at) at = n[k->ctime];
 	}
 	DIR *d = queues < 0 ? NULL : fdopendir(queues);
-	for (struct dirent *x; d && (x = readdir(d));)
+	bad |= queues >= 0 && !d;
+	for (struct dirent *x; d && (x = nwp_entry(d, &bad));)
 		if (fstatat(queues, x->d_name, &st, 0) == 0 && st.st_uid == r->id.uid && st.st_mtime > at) at = st.st_mtime;
 	if (d) closedir(d);
-	return at;
+	return bad ? time(NULL) : at;
 }
 
 /* Runs that share an id hold one lock together; its file's time is when the first of them came, by the kernel's coarse clock like all times
@@ -115,8 +118,9 @@ static void must(bool there) {
 
 static void clean_table(const struct job *j, const struct kind *k) {
 	FILE *f = open_table(k);
+	bool bad = false;
 	must(f);
-	for (long long n[COLUMNS]; next(f, n);) {
+	for (long long n[COLUMNS]; next(f, n, &bad);) {
 		bool ours = n[k->uid] >= j->first && n[k->uid] <= j->last;
 		for (int i = k->time; i <= k->ctime; i++) ours &= j->whole || !n[i] || n[i] >= j->since / NS; /* used before: it was there */
 		if (!ours) continue;
@@ -124,6 +128,7 @@ static void clean_table(const struct job *j, const struct kind *k) {
 		else if (remove_object(k, (int)n[1]) == 0) j->tally->ipc++;
 		else if (errno != EINVAL && errno != EIDRM) left(j->tally, k->name, n[1]);
 	}
+	if (bad) _exit(1); /* what was not seen may be ours: all of it again, by the sweep */
 }
 
 /* Where the file system does not tell birth (queues, in seconds; tmpfs before Linux 5.18) nothing about it may be older. */
@@ -150,13 +155,15 @@ static void clean_dir(const struct job *j, int dir, bool ipc) {
 		return;
 	}
 	DIR *d = fdopendir(dup(dir));
-	for (struct dirent *y; d && (y = readdir(d));) {
+	bool bad = !d;
+	for (struct dirent *y; d && (y = nwp_entry(d, &bad));) {
 		bool there = statx(dir, y->d_name, AT_SYMLINK_NOFOLLOW, STATX_BASIC_STATS | STATX_BTIME, &x) == 0;
 		if (!there || x.stx_uid != j->first || !made_since(&x, j->since)) continue;
 		if (ipc && j->alone && S_ISREG(x.stx_mode) && unused(dir, y->d_name) && unlinkat(dir, y->d_name, 0) == 0) t->ipc++;
 		else t->shared++;
 	}
 	if (d) closedir(d);
+	if (bad) _exit(1);
 }
 
 /* A user's keyrings stay in the kernel. What a payload has closed to its own user, nobody can open; invalidated, a ring is made anew. */

@@ -211,3 +211,13 @@ size_t nw_json_end(struct nw_json *j) {
 	put(j, "}\n", 2);
 	return j->failed ? 0 : j->len;
 }
+
+/* By ourselves: gmtime_r(3) reads /etc/localtime first (glibc, time/tzset.c). A year here begins in March, so that the leap day is its last, and
+ * any five months have 153 days. Days are counted from 1 March of year 0, 719468 before 1970; an era is 400 years (proleptic Gregorian, ISO 8601). */
+void nw_utc(char *to, size_t size, uint64_t us) {
+	unsigned s = (unsigned)(us / 1000000 % 86400), days = (unsigned)(us / 1000000 / 86400) + 719468, of_era = days % 146097;
+	unsigned year = (of_era - of_era / 1460 + of_era / 36524 - of_era / 146096) / 365, of_year = of_era - (365 * year + year / 4 - year / 100);
+	unsigned month = (5 * of_year + 2) / 153, day = of_year - (153 * month + 2) / 5 + 1;
+	year += days / 146097 * 400 + (month >= 10); /* January and February are of the next one */
+	snprintf(to, size, "%04u-%02u-%02uT%02u:%02u:%02u.%06uZ", year, (month + 2) % 12 + 1, day, s / 3600, s / 60 % 60, s % 60, (unsigned)(us % 1000000));
+}

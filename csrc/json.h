@@ -9,7 +9,6 @@
 
 /* cffi: begin */
 #define NW_RECORD_MAX 65536
-#define NW_PATH_DEPTH 8
 #define NW_JSON_FLOOR 512 /* strings that nobody but the site chose are not cut below this */
 
 struct nw_json {
@@ -28,6 +27,8 @@ void nw_json_bool(struct nw_json *j, const char *path, bool v);
 void nw_json_strings(struct nw_json *j, const char *path, const char *const *s, int n);
 /* Close everything and add the newline. The length, or 0 when it did not fit. */
 size_t nw_json_end(struct nw_json *j);
+/* "2026-11-20T21:00:00.000000Z" of microseconds since 1970, UTC, years up to 9999; size is 28 or more. */
+void nw_utc(char *to, size_t size, uint64_t us);
 /* Make s one line that terminals show and do not obey: what is a control, active (marks of direction, what has no width) or no UTF-8 becomes '?'. */
 void nw_plain(char *s);
 /* cffi: end */

@@ -92,15 +92,19 @@ def _group_names(name: str, gid: int) -> "list[str]":
 
 
 def delegated(name: str, uid: int) -> "tuple[int, int] | None":
-    """First range of /etc/subuid that /etc/subgid has too (subuid(5)); None when there is none: the ids must map alike."""
+    """First range of /etc/subuid that /etc/subgid has too (subuid(5)); None when there is none: the ids must map alike. In a container those files
+    may be the host's, and the ids not there: newuidmap could give none that this user namespace does not have (user_namespaces(7))."""
     ranges = []
-    for path in ("/etc/subuid", "/etc/subgid"):
+    for path, ids in (("/etc/subuid", "/proc/self/uid_map"), ("/etc/subgid", "/proc/self/gid_map")):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 parts = [line.strip().split(":") for line in file]
+            with open(ids, encoding="ascii") as file:
+                here = [(int(first), int(first) + int(count)) for first, _, count in map(str.split, file)]
         except OSError:
             return None
-        ranges.append([(int(p[1]), int(p[2])) for p in parts if len(p) == 3 and p[0] in (name, str(uid)) and p[1].isdigit() and p[2].isdigit()])
+        mine = [(int(p[1]), int(p[2])) for p in parts if len(p) == 3 and p[0] in (name, str(uid)) and p[1].isdigit() and p[2].isdigit()]
+        ranges.append([(first, count) for first, count in mine if any(low <= first and first + count <= end for low, end in here)])
     return next((range_ for range_ in ranges[0] if range_ in ranges[1]), None)
 
 
@@ -356,7 +360,7 @@ def _permit(
     fields += [(16, index) for index in keep] + [(17, entry) for entry in new]
     fields += _limits(ask, verdict.limits) + [(21, ask.status_fd)] * (ask.status_fd >= 0)
     fields += [(22, [(1, target), (2, source), (3, 0o600), (4, int(not ask.target_proxy))])] * bool(target)
-    fields += [(27, _syslog(ask, req, caller, identity))] * (ask.style == "glexec")
+    fields += [(27, _syslog(ask, req, caller, identity))] if ask.style == "glexec" else []
     return fields + _record(record, req, ask)
 
 
@@ -407,7 +411,8 @@ def _map(identity: "dict[str, Any]", req: Request, caller: Caller) -> "list[tupl
         if caller.delegated and caller.delegated[1] >= size:
             fields += [(4, caller.delegated[0]), (5, caller.delegated[1])]
         elif size != 1:
-            raise model.Refusal(202, "NW-SUBUID", f"{caller.name or req.uid} has no range of {size} ids in /etc/subuid and /etc/subgid; delegate one")
+            why = f"{caller.name or req.uid} has no range of {size} ids that /etc/subuid, /etc/subgid and this user namespace have; delegate one"
+            raise model.Refusal(202, "NW-SUBUID", why)
     return [(10, fields)]
 
 

@@ -59,6 +59,18 @@ class Patterns:
         return name in self.exact or name.startswith(self.prefixes) or any(names.glob(parts, name) for parts in self.rest)
 
 
+#: Sorted already, by what the policy says: the resident policy child's rehearsals do it for all of its workers.
+_SORTED: "dict[tuple[str, ...], Patterns]" = {}
+
+
+def _patterns(patterns: list[str]) -> Patterns:
+    key = tuple(patterns)
+    found = _SORTED.get(key)
+    if found is None:
+        found = _SORTED[key] = Patterns(patterns)
+    return found
+
+
 def environment(
     policy_env: "dict[str, object]", ask: model.Ask, env: list[bytes], home: str, name: str, target_proxy: str,
 ) -> "tuple[list[int], list[str]]":
@@ -69,8 +81,8 @@ def environment(
     Raises model.Refusal 202 ``NW-ENV-POLICY`` when the policy has another shape, or sets a banned name.
     """
     new = _set(_table(policy_env), ask.env_set, home, name, target_proxy)
-    keep = Patterns(_list(policy_env, "keep") + (["GLEXEC_*"] if ask.style == "glexec" else []))
-    return _keep(env, keep, Patterns(_list(policy_env, "strip")), set(new)), [f"{key}={value}" for key, value in new.items()]
+    keep = _patterns(_list(policy_env, "keep") + (["GLEXEC_*"] if ask.style == "glexec" else []))
+    return _keep(env, keep, _patterns(_list(policy_env, "strip")), set(new)), [f"{key}={value}" for key, value in new.items()]
 
 
 def _set(site: "dict[str, str]", asked: list[str], home: str, name: str, target_proxy: str) -> "dict[str, str]":

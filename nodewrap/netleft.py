@@ -61,11 +61,15 @@ def end(left: list[tuple[int, int]], wanted: Network, six: Network6 | None = Non
     if addresses:
         with netfilter() as sock:
             for address in addresses:
-                if address in links(wanted).values():
-                    continue
-                forget(sock, address.to_bytes(4, "big"))
-                if six:
-                    forget(sock, six.of(address).to_bytes(16, "big"))
+                _forget_ended(sock, address, wanted, [address.to_bytes(4, "big"), *([six.of(address).to_bytes(16, "big")] if six else [])])
+
+
+def _forget_ended(sock: socket.socket, address: int, wanted: Network, sources: list[bytes]) -> None:
+    """Looked for the link after the connections: what was there when no run had the address is nobody's who lives, and only that goes."""
+    found = [(source, connection) for source in sources for connection in _connections(sock, source)]
+    if address not in links(wanted).values():
+        for source, connection in found:
+            _forget(sock, source, connection)
 
 
 # ---- the table of connections ----
@@ -88,23 +92,18 @@ def entries(sock: socket.socket) -> int:
     raise OSError("netfilter answers something else")
 
 
-def forget(sock: socket.socket, source: bytes) -> int:
-    """Delete the connections that this address opened; how many. Raises OSError. Before Linux 5.8 the kernel sends all, and we pick."""
-    number = 0
-    for connection in list(_connections(sock, source)):
-        _send(sock, CT_DELETE, ACK, source, *(_attribute(kind, value) for kind, value in connection))
-        try:
-            list(_answers(sock.recv(1 << 16)))
-            number += 1
-        except FileNotFoundError:
-            continue  # it ended by itself
-    return number
+def _forget(sock: socket.socket, source: bytes, connection: list[tuple[int, bytes]]) -> None:
+    """Delete it, unless it has ended by itself. Raises OSError."""
+    _send(sock, CT_DELETE, ACK, source, *(_attribute(kind, value) for kind, value in connection))
+    with contextlib.suppress(FileNotFoundError):
+        list(_answers(sock.recv(1 << 16)))
 
 
 def _connections(sock: socket.socket, source: bytes) -> Iterator[list[tuple[int, bytes]]]:
-    """By what each can be deleted: what it began with, and its number, so that it is no other's that has begun since.
+    """Those that this address opened, by what each can be deleted: what it began with, and its number, so that it is no other's that has begun since.
 
-    Of IPv6 the kernel sends all: its filter leaves out what it should pick (nf_conntrack_netlink.c, ctnetlink_filter_match_tuple).
+    Raises OSError. Before Linux 5.8 the kernel sends all, and we pick; of IPv6 also later: its filter leaves out what it should pick
+    (nf_conntrack_netlink.c, ctnetlink_filter_match_tuple).
     """
     flags = _attribute(FILTER_ORIG, struct.pack("=I", BY_SOURCE)) + _attribute(FILTER_REPLY, struct.pack("=I", 0))
     by = SOURCE[len(source)][1]

@@ -170,6 +170,18 @@ def start_pasta(user: int, net: int, words: list[str]) -> int:
     return pid
 
 
+def take_along(pid: int) -> None:
+    """When we are to die with the launcher, pasta is killed first: where AppArmor confines it (Debian's package), the kernel has forgotten whom it
+    dies with (security/apparmor/domain.c, apparmor_bprm_committing_creds)."""
+
+    def end(*_: object) -> NoReturn:
+        os.kill(pid, signal.SIGKILL)
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    _call("prctl", PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
 def missing() -> str:
     """What a node lacks for it, as its caller sees it; "" for nothing."""
     for path, package in ((PASTA, "passt"), (netkernel.NFT, "nftables")):
@@ -207,6 +219,7 @@ def main(guard_path: str) -> NoReturn:
         if not wanted:
             raise NetError(f"{guard_path} has no line 'network A.B.C.D/BITS'")
         address, netfilter, pid = attach(USER, NET, wanted, made)
+        take_along(pid)
     except (NetError, GuardError, OSError, ValueError) as error:
         launcher.send(REPLY.pack(1, b"", str(error).encode("utf-8", "replace")[:247]))
         os._exit(1)

@@ -3,7 +3,7 @@
 Three kinds of process. The *parent* binds and listens, so that SO_PEERCRED shows the launcher root's own uid (unix(7): the credentials of listen(2)),
 then has no rights left and only waits, to remove the socket in the end. The *pool*, under the policy child's uid and a filter, holds everything
 imported and the policy, and forks *workers* ahead of need. A worker serves one request (two callers never meet in one process) by the code of a
-spawned child, nodewrap/serve.py, and ends. Neither parent nor pool reads a byte of a request.
+spawned child, nodewrap/serve.py, and is ended by the pool when requests pause. Neither parent nor pool reads a byte of a request.
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ MOST = 128
 BACKLOG = 1024
 #: Seconds before a worker that died on its own is replaced.
 PAUSE = 0.05
-#: A fork and a rehearsal beside a run that is just starting cost it 0.7 ms on two processors: they wait for so many quiet ms while workers are left.
+#: Beside a run that is just starting a fork and a rehearsal cost it 0.7 ms on two processors, and the end of a worker 0.2: both wait for so many
+#: ms without a request while workers are left.
 SOON_MS = 20
+#: What a worker tells.
+TAKEN, DONE = b"t", b"d"
 #: As become_child() in csrc/child.c.
 LIMITS = ((resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0), (resource.RLIMIT_AS, 1 << 30))
 WORKER_FILES = 64
@@ -201,12 +204,12 @@ class Policy:
             self.stamp = stamp
 
     def lenient(self, hello: serve.Hello) -> Loaded:
-        """For a rehearsal: the policy with everybody let in, so that it goes all the way to a permit."""
+        """For a rehearsal: the policy with everybody let in, so that it goes all the way to a permit. The other rules stay, for what they load."""
         policy: dict[str, Any] = self.read[0]
         site = {**policy["site"], "closed": "", "multi_user": True, "unmet": [], "minimum_assurance": 0}
         callers = [{**entry, "uid": [[0, 1 << 32]], "vo": []} for entry in policy["callers"][:1]]
         plain = {"when": {}, "unmet": [], "not_before": 0, "expires": 0, "image": {}}  # nobody is there to open an image
-        rules = [{**rule, **plain} for rule in policy["rules"][:1]]
+        rules = [{**rule, **plain} for rule in policy["rules"][:1]] + policy["rules"]
         self.load(hello)
         return {**policy, "site": site, "callers": callers, "rules": rules, "stances": []}, self.read[1], None
 
@@ -219,7 +222,7 @@ class Policy:
 
 
 class Pool:
-    """Workers by the descriptor on which they tell: a byte when they took a request, its end when they ended."""
+    """Workers by the descriptor on which they tell: a byte when they took a request, another one when they have answered, its end when they ended."""
 
     def __init__(self, guard: Guard, want: int, listening: socket.socket, held: int, policy: Policy) -> None:
         self.guard, self.want, self.listening, self.held, self.policy = guard, want, listening, held, policy
@@ -227,25 +230,27 @@ class Pool:
         self.deadline = guard.deadline_ms / 1000
         self.pids: dict[int, int] = {}
         self.taken: dict[int, float] = {}
+        self.done: set[int] = set()
         self.poll = select.poll()
 
     def serve(self) -> None:
         """Until told to end and nobody waits any more."""
         self.poll.register(self.held, select.POLLIN)
         while self.want or self.pids:
-            heard = self.poll.poll(SOON_MS if self._short() > 0 else 1000)
-            if not heard or self._short() > self.want // 2:
-                self._fill()
+            heard = self.poll.poll(SOON_MS if self._short() > 0 or self.done else 1000)
             for told, _ in heard:
                 if told == self.held:
                     self._end()
                 else:
                     self._hear(told)
+            if not heard or self._short() > self.want // 2:
+                self._end_done()
+                self._fill()
             self._kill_overdue()
 
     def _short(self) -> int:
         """How many workers are missing."""
-        return min(self.want - (len(self.pids) - len(self.taken)), MOST - len(self.pids))
+        return min(self.want - (len(self.pids) - len(self.taken)), MOST - (len(self.pids) - len(self.done)))
 
     def _fill(self) -> None:
         while self._short() > 0:
@@ -271,16 +276,28 @@ class Pool:
         return pid > 0
 
     def _hear(self, told: int) -> None:
-        if os.read(told, 1):
+        """Whoever tells something else, or twice, is ended: it was taken over by what it read, and would keep the pool busy, or its own place."""
+        said = os.read(told, 1)
+        if said == TAKEN and told not in self.taken:
             self.taken[told] = time.monotonic()
-            return
+        elif said == DONE and told in self.taken and told not in self.done:
+            self.done.add(told)
+        elif self._forget(told) is None:
+            self._died_idle()
+
+    def _forget(self, told: int) -> float | None:
+        """A worker that has ended, took its end of the pipe away, or has no more to do; when it took its request."""
         self.poll.unregister(told)
         os.close(told)
         pid = self.pids.pop(told)
-        os.kill(pid, signal.SIGKILL)  # ended, or took its end of the pipe away
+        os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        if self.taken.pop(told, None) is None:
-            self._died_idle()
+        self.done.discard(told)
+        return self.taken.pop(told, None)
+
+    def _end_done(self) -> None:
+        for told in list(self.done):
+            self._forget(told)
 
     def _died_idle(self) -> None:
         """While ending: it found nobody waiting. Else it was killed, and perhaps the next one will be: not in a tight loop."""
@@ -369,8 +386,14 @@ def rehearse(pool: Pool) -> None:
         text: list[tuple[int, object]] = [(8, "/"), (9, 0o22), *argv, *env, (12, "x"), (13, "x"), (14, time.time_ns() // 1000), (15, "x")]
         wire.send(launcher, wire.REQUEST, [(1, 1), (2, pool.guard.launcher), *((tag + 1, value) for tag, value in who), (6, 1), (7, 1), *text])
         if peer_uid(us) == os.getuid():  # the same steps as in be_worker()
-            serve.serve(us, pool.policy.lenient, lambda program: None)
+            serve.serve(us, pool.policy.lenient, lock_nothing)
         wire.receive(launcher, wire.DECISION)
+
+
+def lock_nothing(program: bytes) -> None:
+    """The way to the lock, for a rehearsal: of no program the kernel says EINVAL (seccomp(2)), and everything stays as it is."""
+    with contextlib.suppress(OSError):
+        serve.lock(b"")
 
 
 def quiet(null: int) -> None:
@@ -395,10 +418,12 @@ def be_worker(pool: Pool, tell: int) -> NoReturn:
         rehearse(pool)
         credentials.warm()  # 1.8 ms of a verification's 10
         sock, _ = pool.listening.accept()
-        os.write(tell, b"t")
+        os.write(tell, TAKEN)
         pool.listening.close()
         if peer_uid(sock) in pool.peers:
             serve.serve(sock, pool.policy.load)
+            os.write(tell, DONE)
+            select.poll().poll(int(pool.deadline * 1000))  # until the pool ends it; time.sleep() is select(2) before Python 3.11, which is locked
             os._exit(0)
     except (wire.WireError, OSError):
         pass  # the launcher hung up, or we are ending: nothing to tell, and nobody to tell it to

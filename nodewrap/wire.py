@@ -1,7 +1,7 @@
 """Frames and fields of docs/wire.md: what the launcher and the policy child say to each other. Hot path; twin of csrc/wire.c and decision.c.
 
-A value is int (8 bytes), bytes, or a list of fields for a struct; a message is a list of ``(tag, value)``. Socket objects are ``_socket.socket``:
-importing ``socket`` costs 8 ms for things the child does not use.
+A field's header, tag and length, is read and written as one number of 6 bytes. A value is int (8 bytes), bytes, or a list of fields for a struct; a
+message is a list of ``(tag, value)``. Socket objects are ``_socket.socket``: importing ``socket`` costs 8 ms for things the child does not use.
 """
 
 TYPE_CHECKING = False
@@ -22,14 +22,15 @@ def pack(fields: "list[tuple[int, Any]]") -> bytes:
     out = []
     for tag, value in fields:
         if isinstance(value, int):
-            body = value.to_bytes(8, "little")
-        elif isinstance(value, str):
+            out.append((tag | 8 << 16 | value << 48).to_bytes(14, "little"))
+            continue
+        if isinstance(value, str):
             body = value.encode("utf-8", "surrogateescape")
         elif isinstance(value, list):
             body = pack(value)
         else:
             body = bytes(value)
-        out.append(tag.to_bytes(2, "little") + len(body).to_bytes(4, "little") + body)
+        out.append((tag | len(body) << 16).to_bytes(6, "little") + body)
     return b"".join(out)
 
 
@@ -38,11 +39,13 @@ def unpack(body: bytes) -> "list[tuple[int, bytes]]":
     fields = []
     at, end = 0, len(body)
     while at < end:
-        length = int.from_bytes(body[at + 2:at + 6], "little")
-        if end - at < 6 or length > end - at - 6:
+        header = int.from_bytes(body[at:at + 6], "little")
+        at += 6
+        following = at + (header >> 16)
+        if following > end:
             raise WireError("a field is cut short")
-        fields.append((int.from_bytes(body[at:at + 2], "little"), body[at + 6:at + 6 + length]))
-        at += 6 + length
+        fields.append((header & 0xFFFF, body[at:following]))
+        at = following
     return fields
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import signal
@@ -16,6 +17,12 @@ from tests.site import Session
 # A loaded machine, or a core under ASan, is slow but not wrong. A build machine sees the same examples each time; elsewhere they vary and find more.
 settings.register_profile("nodewrap", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=MUST_WORK)
 settings.load_profile("nodewrap")
+
+
+def pytest_collection_finish():
+    """Thousands of tests are there to stay: looked through again and again, they would keep a test waiting for 50 ms in the middle."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

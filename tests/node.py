@@ -9,12 +9,16 @@ log-only  the pilot's own id
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import time
 from pathlib import Path
+
+from nodewrap import lease
+from tests.site import SLOWNESS
 
 KINDS = {"setuid": ("static", "pool", "map", "block", "log-only"), "userns": ("map", "block", "log-only")}
 MODES = {"static": "switch", "pool": "switch", "map": "map", "block": "map", "log-only": "log-only"}
@@ -24,6 +28,9 @@ MAP_BLOCKS, BLOCK = 3, 65536
 #: Above the ids of accounts and of subordinate ranges, below 2^31; another place for each test session, as several may run at a time.
 MAP_FIRST = 1600000000 + os.getpid() % 1000 * MAP_BLOCKS * BLOCK
 DELEGATED = 1800000000 + os.getpid() % 1000 * BLOCK
+
+#: Where cgroup v2 is.
+V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
 
 POLICY = """
 [site]
@@ -69,6 +76,11 @@ def delegated_ids(name):
     return {number for who, first, count in lines if who == name for number in range(int(first), int(first) + int(count))}
 
 
+def has_pilots_id(node, kind):
+    """The payload's id is the pilot's for the kernel: mode map of the userns launcher has another one only where the pilot has a range of them."""
+    return kind == "log-only" or (not node.privileged and kind == "map" and not delegated_ids(node.pilot.name))
+
+
 def alive(pid):
     """A process with that pid exists and is no zombie."""
     try:
@@ -85,11 +97,18 @@ def status_of(pid):
 
 def until(condition, what, seconds=10.0):
     """Wait for condition() to be true and return what it says; AssertionError with what when it stays false."""
-    end = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < end, f"not in {seconds} s: {what}"
+    end = time.monotonic() + seconds * SLOWNESS
+    while True:
+        late = time.monotonic() >= end  # before the look: it may have become true while we were kept waiting
+        if found := condition():
+            return found
+        assert not late, f"not in {seconds} s: {what}"
         time.sleep(0.005)
-    return found
+
+
+def promised():
+    """Seconds in which all of a run has ended, and what a busy machine may make of them."""
+    return 2 if os.getloadavg()[0] < 2 else 6
 
 
 class Live:
@@ -113,7 +132,7 @@ class Live:
 
     def end(self, stdin=None, timeout=30):
         """(exit status, stdout, stderr) once it has ended."""
-        out, err = self.process.communicate(stdin, timeout)
+        out, err = self.process.communicate(stdin, timeout * SLOWNESS)
         self.next()
         self.status.close()
         return self.process.returncode, out, err
@@ -197,7 +216,7 @@ class Node:
         """nodewrap-sweep as the site's administrator -> (exit status, [report], stderr)."""
         argv = [self.site.prefix / "libexec/nodewrap/nodewrap-sweep", *options]
         who = {"env": self.site.environment(self.pilot), "cwd": "/", **self.site.owner()}
-        ran = subprocess.run(argv, capture_output=True, check=False, timeout=60, **who)
+        ran = subprocess.run(argv, capture_output=True, check=False, timeout=60 * SLOWNESS, **who)
         return ran.returncode, [json.loads(line) for line in ran.stdout.splitlines()], ran.stderr.decode()
 
     def close(self):
@@ -247,11 +266,16 @@ class Node:
         }
 
     def forget(self):
-        """Take away leases of runs whose launcher was killed: the work of the sweep, which the tests of the launchers do not try."""
+        """Take away leases and groups of runs whose launcher was killed: the work of the sweep, which the tests of the launchers do not try."""
         for name in self.site.leases():
             (self.site.state / "leases" / name).unlink()
         for path in (self.site.state / "ids").glob("*"):
             os.truncate(path, 0)
+        log = self.site.audit.read_bytes() if self.site.audit.exists() else b""
+        for group in V2.glob("nodewrap-*"):
+            if group.name.removeprefix("nodewrap-").encode() in log:
+                with contextlib.suppress(FileNotFoundError):  # its keeper was about to
+                    group.rmdir()
 
     def settled(self):
         """What is left once the keepers of launchers that a test killed have had their time."""
@@ -262,6 +286,27 @@ class Node:
 
     def is_clean(self):
         return not any(self.leftovers().values())
+
+
+def unlocked(path):
+    """Nobody holds that lease, or it is gone."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        return not lease.alive(file.fileno())
+    return True
+
+
+def abandon(node, live):
+    """Kill front and keeper at once, so that neither does anything more: what is left is the lease's, which nobody holds. The run's id."""
+    front, run = live.process.pid, live.events[0]["run"]
+    children = Path(f"/proc/{front}/task/{front}/children").read_text().split() if node.privileged else []
+    pids = [*map(int, children), front]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+    live.process.wait()
+    path = node.site.state / "leases" / f"{run}.lease"
+    until(lambda: not any(map(alive, pids)) and unlocked(path), "they are dead, and hold no lock")
+    return run
 
 
 def kill(process):

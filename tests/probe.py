@@ -411,7 +411,8 @@ def writable():
     for top in SETTINGS:
         for where, _, names in os.walk(top):
             found += [path for path in (f"{where}/{name}" for name in names) if os.access(path, os.W_OK)]
-    found = [path for path in found if path != "/proc/sys/kernel/ns_last_pid"]  # mode 0666, but its handler wants a capability
+    # Of mode 0666, but their handlers want a capability; AppArmor's .null is /dev/null.
+    found = [path for path in found if path != "/proc/sys/kernel/ns_last_pid" and not path.startswith("/sys/kernel/security/apparmor/.")]
     if not found:
         raise OSError(errno.EROFS, "none")
     return found[:5]

@@ -24,6 +24,9 @@ from pathlib import Path
 
 from tests.files import CHECKOUT
 
+#: By how much a machine is slower than those that times were chosen on: an emulated one (tests/kernel/distribution.py).
+SLOWNESS = float(os.environ.get("NODEWRAP_TEST_SLOWNESS", "1"))
+
 PREFIX = "nodewrap-test-"
 ROLES = ("outsider", "user1", "user2", "pool01", "pool02", "pool03")
 #: Above what distributions and systemd's dynamic users hand out, below the usual subordinate ranges.
@@ -333,7 +336,7 @@ class Site:
         before, began = self.audit_size(), time.monotonic()
         process = self.start(argv, user, env, cwd, fds, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         try:
-            out, err = process.communicate(stdin, timeout)
+            out, err = process.communicate(stdin, timeout * SLOWNESS)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()

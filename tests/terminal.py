@@ -1,7 +1,7 @@
 """A terminal with a small shell on it that knows one job: the launcher, in the foreground or the background, as an interactive pilot starts it.
 
 ``Terminal(node, argv)``: ``type(text)``, ``shown(text)`` (waits for it), ``order(word)`` to the shell ("fg", "bg"), ``event()`` its next word
-("stopped", "exit N"), ``modes()`` of the terminal, ``close()``.
+("stopped", "exit N"), ``modes()`` of the terminal, ``before``, those it had when nobody used it yet, ``close()``.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Terminal:
         os.fchown(self.slave, node.pilot.uid, node.pilot.gid)
         self.resize(*size)
         self.text = b""
+        self.before = self.modes()
         orders, events = os.pipe(), os.pipe()
         job = json.dumps([[os.fspath(word) for word in argv], files or {}, background])
         shell = ["/usr/bin/python3", "-I", "-c", SHELL, job, str(orders[0]), str(events[1])]

@@ -48,7 +48,7 @@ import errno, socket, sys
 for line in sys.argv[1:]:
     kind, host, port = line.split()
     s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM)
-    s.settimeout(1)
+    s.settimeout(2)
     try:
         s.connect((host, int(port)))
         s.sendall(b"x")

@@ -115,10 +115,9 @@ def _settle(report: Report, found: list[Finding], uid: int, remove: bool) -> lis
     gid = report.ids.gid(uid)
     if not remove:
         return found
-    things.end_processes(uid, gid)
-    lives = {one.what: one.mark for one in things.processes((uid,)) + things.fleeting((uid,))}
+    why = things.end_processes(uid, gid)
     for one in found:
-        one.left = _alive(one, lives) if one.kind == "process" else "it has processes that do not end" if lives else _removed(one, gid)
+        one.left = _alive(one, why) if one.kind == "process" else f"its processes: {why}" if why else _removed(one, gid)
         one.removed = not one.left
     return found
 
@@ -129,8 +128,9 @@ def _still(one: Finding) -> bool:
     return files.there(one) if one.kind in ("file", "linger") else True
 
 
-def _alive(one: Finding, lives: dict[str, str]) -> str:
-    return "it does not end" if lives.get(one.what) == one.mark or (lives and not one.mark) else ""
+def _alive(one: Finding, why: str) -> str:
+    """A finding without a mark is whoever comes and goes, not one process."""
+    return why if why and (not one.mark or _still(one)) else ""
 
 
 def _removed(one: Finding, gid: int) -> str:

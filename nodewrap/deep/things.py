@@ -17,7 +17,7 @@ from nodewrap import live
 from nodewrap.deep.finding import Finding
 from nodewrap.deep.owner import LIBC, as_owner
 
-PATIENCE_S, KILLER_S, CHASE_S = 10.0, 1.0, 0.05
+PATIENCE_S, CHASE_S, CHASE_LONGEST_S = 10.0, 0.05, 1.0
 IPC_RMID = 0
 FSCONFIG_CMD_CREATE = 6
 #: The same on every architecture (asm-generic/unistd.h: numbers from 424 on).
@@ -46,10 +46,11 @@ def processes(uids: Container[int]) -> list[Finding]:
 
 def fleeting(uids: Container[int]) -> list[Finding]:
     """One finding, without a mark, for each uid among them whose processes come and go: who forks and ends again and again has another pid before a
-    listing comes to it. Pids are given upwards (pid_namespaces(7)), so that is where the next one is looked for, for CHASE_S."""
+    listing comes to it. Pids are given upwards (pid_namespaces(7)), so that is where the next one is looked for: for CHASE_S of processor time, as
+    on a busy node most of a moment may be others'."""
     found: dict[int, Finding] = {}
-    last, deadline = _newest(), time.monotonic() + CHASE_S
-    while time.monotonic() < deadline:
+    last, tired, deadline = _newest(), time.thread_time() + CHASE_S, time.monotonic() + CHASE_LONGEST_S
+    while time.thread_time() < tired and time.monotonic() < deadline:
         first, last = last, _newest()
         for pid in range(first, last + 2):
             with suppress(OSError, IndexError):
@@ -66,17 +67,24 @@ def _newest() -> int:
     return int(Path("/proc/loadavg").read_text().split()[4])
 
 
-def end_processes(uid: int, gid: int) -> None:
-    """End all of that uid: each by its pidfd, and, as new ones may come, by that uid's own kill(-1), which reaches nobody else's, and all at once."""
+def end_processes(uid: int, gid: int) -> str:
+    """End all of that uid: each by its pidfd, and, as new ones may come, by that uid's own kill(-1), which reaches nobody else's, and all at once.
+    Returns why some are left, "" when all have ended.
+
+    Linux signals under tasklist_lock, and no fork that ends later makes a child (kernel/fork.c, copy_process, "Let kill terminate clone/fork in the
+    middle"). So once kill(-1) has been, nobody comes any more: who is not in a listing then has ended."""
     deadline = time.monotonic() + PATIENCE_S
-    while True:  # once at least: who comes and goes may not have been seen this time
-        for one in processes((uid,)):
-            _kill(one)
-        with suppress(OSError):
-            as_owner(uid, gid, _kill_all, KILLER_S)
-        if not (processes((uid,)) or fleeting((uid,))) or time.monotonic() > deadline:
-            return
+    for one in processes((uid,)):
+        _kill(one)
+    try:
+        as_owner(uid, gid, _kill_all, PATIENCE_S)
+    except OSError as wrong:
+        return f"kill(-1): {wrong}"
+    while processes((uid,)):
+        if time.monotonic() > deadline:
+            return "it does not end"
         time.sleep(0.01)
+    return ""
 
 
 def _kill(one: Finding) -> None:

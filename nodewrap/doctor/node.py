@@ -55,10 +55,12 @@ def _read_guard(node: Node, path: str) -> None:
 
 
 def _caller(node: Node) -> tuple[int, int]:
-    """Somebody without privilege that the guard lets call: an account in its first ranges, else nobody; this user when it is not root."""
-    if not node.root:
-        return os.getuid(), os.getgid()
-    for bounds in node.guard.caller_uid if node.guard else ():
+    return ordinary_caller(node.guard) if node.root else (os.getuid(), os.getgid())
+
+
+def ordinary_caller(guard: Guard | None) -> tuple[int, int]:
+    """uid and gid of somebody without privilege that the guard lets call: an account in its first ranges, else nobody."""
+    for bounds in guard.caller_uid if guard else ():
         for entry in pwd.getpwall():
             if bounds.first <= entry.pw_uid <= bounds.last:
                 return entry.pw_uid, entry.pw_gid

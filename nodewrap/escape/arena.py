@@ -22,7 +22,8 @@ from nodewrap.audit.log import entries, lines
 from nodewrap.escape.model import Caller, Seen
 from nodewrap.escape.wrappers import PATH, PYTHON, Wrapper
 
-HOSTILE = Path(__file__).with_name("hostile")
+#: {surface: code of its payloads}, read before anything is mounted: an attack may hide the place where this package is.
+HOSTILE = {path.stem: path.read_text(encoding="utf-8") for path in Path(__file__).with_name("hostile").glob("*.py")}
 
 
 class NotRunError(Exception):
@@ -309,7 +310,7 @@ class Arena:
 
 def hostile(surface: str, function: str, *words: object) -> list[str]:
     """argv that runs that function, wherever it is executed. Words are passed as text."""
-    source = "\n".join((HOSTILE / f"{name}.py").read_text(encoding="utf-8") for name in ("common", surface))
+    source = "\n".join(HOSTILE[name] for name in ("common", surface))
     source = re.sub(r"^from nodewrap\.escape\.hostile\.common import .*\n", "", source, flags=re.MULTILINE)  # it stands above
     return [PYTHON, "-I", "-c", f"{source}\nrun_main()\n", function, *map(str, words)]
 

@@ -19,8 +19,8 @@ from nodewrap.escape.model import Attack, Seen
 from nodewrap.live import comm
 
 PR_SET_CHILD_SUBREAPER = 36
-#: What a wrapper's own helpers may take to finish when their front was killed (docs/reliability.md: two seconds), and some.
-SETTLE_S = 4.0
+#: What a wrapper's own helpers may take to finish when their front was killed (docs/reliability.md: two seconds), on a busy machine.
+SETTLE_S = 10.0
 #: No try may fill the disk: of one file.
 LARGEST_FILE = 1 << 30
 

@@ -109,8 +109,11 @@ class Suite:
     def _control(self, attack: Attack) -> Try:
         if attack.id not in self._controls:
             wrapper = controls(self.caller, self.other)[attack.control]
-            self._controls[attack.id] = attempt(attack, self._arena(attack, wrapper, ""), settle=False)
-            self._tidy()
+            for _ in range(2):  # one that was late proves nothing
+                tried = self._controls[attack.id] = attempt(attack, self._arena(attack, wrapper, ""), settle=False)
+                self._tidy()
+                if tried.seen and tried.seen.reached:
+                    break
         return self._controls[attack.id]
 
     def _judged(self, attack: Attack, wrapper: Wrapper, result: Result) -> Result:

@@ -20,6 +20,8 @@ from tests.crash.judge import LINE, PAYLOADS_CODE, REFUSED
 BUSY = "NW-POOL-BUSY"
 #: How long a launcher sweeps before its own run (csrc/sweep.c, BEFORE_RUN_MS); a little less, as its clock starts before the record's.
 PATIENCE_S = 1.9
+#: What a sweep writes of a run.
+SWEPT = ("exit", "handover", "cleanup")
 NONCE = re.compile(r"\A[0-9a-f]{16}\Z")
 
 
@@ -124,6 +126,16 @@ def impatient(runs):
     return spans
 
 
+def attempts(records):
+    """Swept records, by the sweep that wrote them: each goes on in this order, and may leave one out."""
+    found = []
+    for record in records:
+        if not found or SWEPT.index(action(record)) <= SWEPT.index(action(found[-1][-1])):
+            found.append([])
+        found[-1].append(record)
+    return found
+
+
 class Verdicts:
     """Of one site. why: a count of what explained second swept pairs."""
 
@@ -163,13 +175,13 @@ class Verdicts:
         return attempt is None or attempt.kills or attempt.full
 
     def _pairs(self, run, records):
-        """Swept once; again only when the one who did it before was ended."""
-        ends = [record for record in records if swept(record)]
-        for at in range(1, len(ends)):
-            if action(ends[at]) != action(ends[0]):  # else: a sweep that begins again
-                continue
-            record, first = ends[at], when(ends[at - 1])
-            reason = self._reason(run, when(ends[0]), first, when(record), records)
+        """Swept once; again only when the one who did it before was ended, or somebody who did a part of it."""
+        own = max((when(record) for record in records if not swept(record)), default=0)
+        tries = attempts([record for record in records if swept(record) and action(record) in SWEPT])
+        actions = {action(record) for ends in tries for record in ends}
+        for ends, following in zip(tries, tries[1:]):
+            whole = {action(record) for record in ends} == actions and not any(record["nodewrap"].get("cleanup", {}).get("left") for record in ends)
+            reason = self._reason(run, when(ends[0]) if whole else own, when(ends[-1]), when(following[0]), records)
             self.why[reason or "nothing"] += 1
             if reason is None:
                 yield f"records: swept again, and nobody had cut the sweep short: {[(action(r), swept(r), r['@timestamp']) for r in records]}"

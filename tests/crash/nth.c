@@ -39,7 +39,7 @@
 #define PROCS 4096
 #define POINTS 8
 #define PLACE 64
-#define STRAY_MS 50 /* a child whose parent died before it could tell of it */
+#define STRAY_MS 300 /* a child whose parent died before it could tell of it, or it would have told by then */
 
 struct point {
 	char what; /* k a w A f s */
@@ -295,7 +295,8 @@ static void strike(uint64_t now) {
 	}
 }
 
-static void tick(void) {
+/* idle: nobody has anything to tell at the moment, a parent of its child neither. */
+static void tick(bool idle) {
 	uint64_t now = now_ms();
 	strike(now);
 	for (int i = 0; i < PROCS; i++) {
@@ -305,7 +306,7 @@ static void tick(void) {
 			p->held_ms = 0;
 			act(p, p->at);
 		}
-		if (p->waits && now - p->born_ms > STRAY_MS) {
+		if (idle && p->waits && now - p->born_ms > STRAY_MS) {
 			snprintf(p->place, PLACE, "?%d", ++strays);
 			p->waits = false;
 			go_on(p, 0);
@@ -320,7 +321,6 @@ static void hung(void) {
 		name_of(procs[i].pid, "syscall", text, sizeof text);
 		fprintf(out, "hang %s %u %s\n", procs[i].place, procs[i].calls, text);
 	}
-	fflush(out);
 	kill_all();
 }
 
@@ -339,7 +339,7 @@ static void watch(uint64_t limit_ms) {
 		pid_t pid = waitpid(-1, &status, __WALL);
 		if (pid < 0 && errno == ECHILD) break;
 		if (pid < 0 && errno != EINTR) die("wait");
-		tick();
+		tick(pid < 0);
 		if (!over && now_ms() - begin > limit_ms) {
 			over = true;
 			hung();
@@ -350,6 +350,16 @@ static void watch(uint64_t limit_ms) {
 		if (WIFSTOPPED(status)) stopped(p, WSTOPSIG(status), status >> 16);
 		else ended(p, status);
 	}
+}
+
+/* All lines at the end, and by write(2): the timer interrupts it, and stdio loses what it was writing then. */
+static int tell(int fd, const char *p, size_t n) {
+	while (n > 0) {
+		ssize_t w = write(fd, p, n);
+		if (w < 0 && errno != EINTR) return 1;
+		if (w > 0) p += w, n -= (size_t)w;
+	}
+	return 0;
 }
 
 static void parse_point(char what, char *text) {
@@ -369,6 +379,8 @@ static int parse_groups(char *text, gid_t *group) {
 int main(int argc, char **argv) {
 	uid_t uid = getuid();
 	gid_t gid = getgid(), group[64];
+	char *lines = NULL;
+	size_t size = 0;
 	int c, groups = 0, seconds = 60, fd = -1, go[2];
 	while ((c = getopt(argc, argv, "+o:u:g:G:t:p:x:lk:a:w:A:f:s:")) != -1) switch (c) {
 		case 'o': fd = atoi(optarg); break;
@@ -382,7 +394,7 @@ int main(int argc, char **argv) {
 		case '?': return 2;
 		default: parse_point((char)c, optarg);
 		}
-	if (optind >= argc || fd < 3 || fcntl(fd, F_SETFD, FD_CLOEXEC) || !(out = fdopen(fd, "w"))) die("usage");
+	if (optind >= argc || fd < 3 || fcntl(fd, F_SETFD, FD_CLOEXEC) || !(out = open_memstream(&lines, &size))) die("usage");
 	if (pipe2(go, O_CLOEXEC) || (first = fork()) < 0) die("fork");
 	if (first == 0) {
 		char b;
@@ -399,5 +411,5 @@ int main(int argc, char **argv) {
 	if (ptrace(PTRACE_INTERRUPT, first, 0, 0) || write(go[1], "", 1) != 1) die("start");
 	watch((uint64_t)seconds * 1000);
 	fprintf(out, "free %llu\nend %d\n", (unsigned long long)(first_ended_ms ? now_ms() - first_ended_ms : 0), first_status);
-	return fclose(out) ? 1 : 0;
+	return fclose(out) || tell(fd, lines, size);
 }

@@ -15,6 +15,7 @@ import itertools
 import os
 import random
 import secrets
+import select
 import shutil
 import signal
 import subprocess
@@ -98,6 +99,45 @@ def descendants(pid):
     return found
 
 
+def trees(pids):
+    """They and all below them."""
+    return [pid for top in pids for pid in (top, *descendants(top))]
+
+
+def signal_all(pids, number):
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def runs(pid):
+    """Neither stopped nor dead yet (proc(5), state)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "TtZX"
+    return False
+
+
+def of_group(pid, group):
+    with contextlib.suppress(ProcessLookupError):
+        return os.getpgid(pid) == group
+    return False
+
+
+@contextlib.contextmanager
+def ending(pids):
+    """Within, they are killed; at the end they are dead."""
+    with contextlib.ExitStack() as stack:
+        fds = []
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                fds.append(os.pidfd_open(pid))
+                stack.callback(os.close, fds[-1])
+        yield
+        end = time.monotonic() + HANG_S
+        for fd in fds:
+            select.select([fd], [], [], max(0, end - time.monotonic()))
+
+
 def comm(pid):
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/comm").read_text().strip()
@@ -136,6 +176,11 @@ def sweeps(pid):
         keeper = comm(pid) == "nodewrap-keeper" and comm(int(parent)).startswith("nw-")
         return int(session) == pid and not keeper and bool(leases_of(pid))
     return False
+
+
+def may_sweep(pid):
+    """A launcher's process that is not a payload's: whoever is to sweep has been forked by it, and looks like it."""
+    return comm(pid).startswith(("nw-", "nodewrap")) and not (is_role(pid, "payload") or is_role(pid, "init"))
 
 
 def is_role(pid, role):
@@ -357,7 +402,7 @@ class Soak:
     # ---- killing ----
 
     def end(self, pid):
-        """KILL, when it is surely ours. Whether it was."""
+        """KILL, when it is surely ours; it is over then. Whether it was."""
         try:
             fd = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -366,46 +411,57 @@ class Soak:
             if not self.ours(pid):  # looked at after the pidfd was opened: it is still that one, or the signal goes nowhere
                 return False
             signal.pidfd_send_signal(fd, signal.SIGKILL)
+            select.select([fd], [], [], HANG_S)
         except ProcessLookupError:
             return False
         finally:
             os.close(fd)
         return True
 
+    @contextlib.contextmanager
     def cut_short(self, pids):
-        """What sweeps of these and their children are about to be ended."""
-        now = time.time()
-        for victim in pids:
-            for pid in (victim, *descendants(victim)):
-                for run in leases_of(pid):
-                    self.seen.cut[run].append(now)
+        """What sweeps of these and their children end within: their leases are written down. Who may sweep is stopped until whoever is killed is
+        dead (those below have got their PR_SET_PDEATHSIG by then), with all that it has forked meanwhile: on a busy machine it takes long enough
+        for another lease, or for all records of this one."""
+        stopped = set()
+        try:
+            while found := {pid for pid in trees(pids) if may_sweep(pid)} - stopped:
+                stopped |= found
+                signal_all(found, signal.SIGSTOP)
+                end = time.monotonic() + 1
+                while any(map(runs, found)) and time.monotonic() < end:  # one that is forking right now stops when it has
+                    time.sleep(0.001)
+            now = time.time()
+            for run in set().union(*map(leases_of, trees(pids))):
+                self.seen.cut[run].append(now)
+            yield
+        finally:
+            signal_all(stopped, signal.SIGCONT)
 
     def kill(self, front, role, group, rng):
         """Kill that of the run of front -> whether it was there. Its leases are written down first, of those that sweep."""
         if role == "cgroup" and group is None:
             role = "group"
-        if role in ("group", "cgroup", "front", "pair"):
+        if role not in ("group", "cgroup", "front", "pair"):
+            found = [pid for pid in descendants(front.pid) if is_role(pid, role)]
+            if not found:
+                return False
+            pid = rng.choice(found)
+            with self.cut_short([pid]):
+                return self.end(pid)
+        with self.cut_short([front.pid]):
             keepers = [pid for pid in children(front.pid) if is_role(pid, "keeper")] if role == "pair" else []
             if role == "pair" and not keepers:
                 return False
-            if keepers:
-                os.kill(front.pid, signal.SIGSTOP)  # not reaped: it is ours
-            self.cut_short([front.pid])
             if role == "group":
-                os.killpg(front.pid, signal.SIGKILL)
-            elif role == "cgroup":
-                (group / "cgroup.kill").write_text("1")
-            ended = [self.end(pid) for pid in [*keepers, *([] if role in ("group", "cgroup") else [front.pid])]]
-            return not ended or ended[-1]
-        found = [pid for pid in descendants(front.pid) if is_role(pid, role)]
-        if not found:
-            return False
-        pid = rng.choice(found)
-        if role == "sweeper":
-            with contextlib.suppress(OSError):
-                os.kill(pid, signal.SIGSTOP)  # a descendant of ours was just looked at; stopped, it takes no other lease
-        self.cut_short([pid])
-        return self.end(pid)
+                with ending(pid for pid in trees([front.pid]) if of_group(pid, front.pid)):
+                    os.killpg(front.pid, signal.SIGKILL)
+                return True
+            if role == "cgroup":
+                with ending(map(int, (group / "cgroup.procs").read_text().split())):
+                    (group / "cgroup.kill").write_text("1")
+                return True
+            return [self.end(pid) for pid in (*keepers, front.pid)][-1]
 
     # ---- one run ----
 
@@ -547,15 +603,9 @@ class Soak:
             self.violation("nodewrap-sweep", f"{err[-300:]!r} {out[-600:]!r}")
 
     def kill_sweeper(self, process, rng):
-        victims = [process.pid, *descendants(process.pid)]
-        for pid in victims:  # stopped, they take no other lease while it is written down which they have
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        self.cut_short([process.pid])
-        self.kills["nodewrap-sweep" if len(victims) == 1 else "nodewrap-sweep at work"] += self.end(rng.choice(victims))
-        for pid in victims:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+        with self.cut_short([process.pid]):
+            victims = trees([process.pid])
+            self.kills["nodewrap-sweep" if len(victims) == 1 else "nodewrap-sweep at work"] += self.end(rng.choice(victims))
 
     def fill_on(self):
         """A disk, or all of them, are full for a while, and kept so; then there is room again."""
@@ -613,7 +663,7 @@ class Soak:
     def settle(self):
         """Keepers have their time. What is there afterwards is a sweep's."""
         end = time.monotonic() + SETTLE_S
-        while time.monotonic() < end and any("nodewrap-keeper" in what or "nodewrap-sweep" in what for what in self.processes().values()):
+        while time.monotonic() < end and any("/libexec/nodewrap/" in what for what in self.processes().values()):
             time.sleep(0.05)
 
     def sweep_all(self):

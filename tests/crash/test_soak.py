@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -10,7 +11,7 @@ import signal
 import pytest
 
 from tests.crash.cases import Case
-from tests.crash.evidence import Attempt, Log, Seen, Verdicts
+from tests.crash.evidence import Attempt, Log, Seen, Verdicts, when
 from tests.crash.judge import PAYLOADS_CODE, Judge
 from tests.crash.points import Listing, Point
 from tests.crash.soak import soak
@@ -109,6 +110,25 @@ def test_judge_sees_a_second_sweep_that_nothing_explains(soaked, lines):
     assert any("nobody had cut the sweep short" in problem for problem in problems)
 
 
+@pytest.mark.parametrize(("missing", "left", "explained"), [((), 0, False), (("exit",), 0, True), ((), 1, True)], ids=["whole", "no exit", "left"])
+def test_judge_lets_a_kill_before_a_sweeps_records_explain_only_one_that_was_not_whole(soaked, lines, missing, left, explained):
+    """Who was killed then did a part of the sweep: wrote a record, or cleaned."""
+    start = next(record for record in map(json.loads, lines) if record["event"]["action"] == "start")
+    run = start["nodewrap"]["run"]["id"]
+
+    def at(action, second, **cleanup):
+        nodewrap = {**start["nodewrap"], "swept": True, "cleanup": cleanup}
+        return {**start, "event": {"action": action}, "@timestamp": f"2100-01-01T00:00:{second:02}.000000Z", "nodewrap": nodewrap}
+
+    first = [at(action, 10, left=left) for action in ("exit", "handover", "cleanup") if action not in missing]
+    records = [start, *first, *(at(action, 20, left=0) for action in ("exit", "handover", "cleanup"))]
+    cut = {run: [when(first[0]) - 5]}
+    verdicts = Verdicts(Log(b""), Seen({}, set(), cut, []), soaked.places["setuid"].judge)
+    assert (list(verdicts._pairs(run, records)) == []) == explained
+    verdicts.seen.cut[run] = [when(first[0]) + 5]
+    assert list(verdicts._pairs(run, records)) == []
+
+
 def test_judge_sees_a_refusal_and_an_execution_without_reason_or_record(soaked, lines):
     place = soaked.places["setuid"]
     refused = Attempt("0" * 16, "made up", 0, 1, 202, b"nodewrap: NW-INIT: no\n")
@@ -135,6 +155,7 @@ def test_child_that_holds_a_namespace_dies_with_who_needs_it(session, tools):
         top = f"{session.top}/"  # other crash tests may be at work beside us, with payloads of the same name
         left = [line for line in judge.left() if top in line or not line.startswith("process ")]
         for pid in [pid for pid, what in case.processes().items() if what.startswith(top)]:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         case.node.forget()
         assert (outcome.hits != [], outcome.hangs, left) == (True, [], [])

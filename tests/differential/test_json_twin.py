@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import datetime, timedelta
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nodewrap._core import ffi, lib
 
 from nodewrap.audit import record
 from tests.differential.test_json_differential import BYTES, from_c
@@ -69,3 +71,17 @@ def test_strings_are_cut_alike_wherever_the_cap_falls(unit, path):
     for before in range(8):
         fields = [(path, b"x" * before + unit * 4100)]
         assert from_c(fields) == python_line(fields) != b""
+
+
+def test_times_are_written_as_python_writes_them():
+    """Each day of 400 years and more, and any microsecond until the year 9999."""
+    epoch = datetime(1970, 1, 1)
+    room = ffi.new("char[28]")
+
+    def same(microseconds):
+        lib.nw_utc(room, 28, microseconds)
+        assert ffi.string(room).decode() == (epoch + timedelta(microseconds=microseconds)).isoformat(timespec="microseconds") + "Z"
+
+    for day in range(150_000):
+        same(day * 86_400_000_000)
+    given(st.integers(0, int((datetime.max - epoch).total_seconds()) * 1_000_000 - 1))(settings(max_examples=5000, deadline=None)(same))()

@@ -32,7 +32,7 @@ def test_group_that_the_pilot_puts_in_place_of_the_runs_is_not_taken_for_it(setu
     """Between mkdir(2) and open(2), here held apart: the payload went into a group that its pilot froze, killed and lifted the limits of."""
     need("strace")
     place, before = delegated_cgroup(OWN), setuid_node.site.audit_size()
-    slow = ("strace", "-f", "-u", setuid_node.pilot.name, "-e", "trace=mkdir", "-e", "inject=mkdir:delay_exit=1000000", "-o", "/dev/null")
+    slow = ("strace", "-f", "-u", setuid_node.pilot.name, "-e", "trace=mkdir", "-e", "inject=mkdir:delay_exit=3000000", "-o", "/dev/null")
     run = inside(setuid_node, place, setuid_node.argv("static", ["/bin/true"], "batch"), *slow)
     group = run_group(place)
     assert as_pilot(setuid_node, place, 'rmdir "$1" && mkdir "$1"', group).wait(5) == 0

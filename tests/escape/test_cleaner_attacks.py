@@ -18,9 +18,8 @@ from tests.escape.test_launcher_attacks import owned
 from tests.fusefs import FuseFs
 from tests.integration.test_disk import on_disk
 from tests.integration.test_limits import limited
-from tests.integration.test_sweep import abandon
 from tests.need import need
-from tests.node import alive, status_of, until
+from tests.node import abandon, alive, status_of, until
 
 #: What the id of another process allows, or not: {what: name of the error, or "done"}. argv: pid.
 MEDDLE = """

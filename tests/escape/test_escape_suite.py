@@ -47,6 +47,8 @@ def results(session, tmp_path_factory):
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=name)
 def test_attack_is_stopped_or_a_documented_risk(results, attack):
+    if attack.id not in results:
+        need("root")
     mine = results[attack.id]
     assert [one for one in mine if one["failure"]] == []
     exercised = [one for one in mine if one["outcome"] != "not exercised"]

@@ -160,7 +160,9 @@ def serve():
     while True:
         request = os.read(fuse, 1 << 20)
         _, opcode, unique, node = struct.unpack_from("<IIQQ", request)
-        if opcode in (2, 15, 36, 42):  # FORGET, READ, INTERRUPT, BATCH_FORGET
+        if opcode == 15:  # READ
+            os.write(told, b"r")
+        if opcode in (2, 15, 36, 42):  # FORGET, INTERRUPT, BATCH_FORGET too
             continue
         bad, said = 0, b""
         if opcode == 26:  # INIT
@@ -175,18 +177,21 @@ def serve():
         else:
             bad = -38
         os.write(fuse, struct.pack("<IiQ", 16 + len(said), bad, unique) + said)
+hear, told = os.pipe()
 if os.fork() == 0:
     serve()
 first, second = (os.open(place + "/f", os.O_RDONLY) for _ in range(2))
 if os.fork() == 0:
     os.close(fuse)
     os._exit(len(os.read(first, 4096)))
-time.sleep(0.3)
-if os.fork() == 0:
+os.read(hear, 1)
+mapper = os.fork()
+if mapper == 0:
     os.close(fuse)
     libc.mmap(None, 4096, 1, 2, second, ctypes.c_long(0))
     os._exit(0)
-time.sleep(0.3)
+while open("/proc/%d/stat" % mapper).read().rpartition(")")[2].split()[0] != "D":
+    time.sleep(0.01)
 print("holds", flush=True)
 time.sleep(60)
 """
@@ -407,7 +412,7 @@ def slack():
 
 def test_wall_time_is_held_in_time_whatever_timer_slack_the_pilot_had(node):
     """It comes through exec, to set-user-id programs too: launcher and keeper slept on until the payload ended by itself."""
-    live = node.start("map", "/usr/bin/python3", "-I", "-c", SLACK, "8", options=["--wall", "1"], preexec_fn=slack)
+    live = node.start("map", "/usr/bin/python3", "-I", "-c", SLACK, "12", options=["--wall", "3"], preexec_fn=slack)
     code, out, err = live.end()
     assert (code, out.split(), err) == (128 + signal.SIGTERM, [b"50000"], b"")
 

@@ -19,9 +19,9 @@ from nodewrap import lease
 from tests.escape.conftest import inside
 from tests.escape.test_launcher_attacks import owned
 from tests.integration.test_hostile_child import hostile, permit  # noqa: F401 (a fixture)
-from tests.integration.test_sweep import abandon, is_clean
+from tests.integration.test_sweep import is_clean
 from tests.need import need
-from tests.node import alive, kill, status_of, until
+from tests.node import abandon, alive, kill, status_of, until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -66,7 +66,11 @@ def end_launchers(node):
 
 def walkers(node):
     """pids of walks through work directories: the launcher's processes that are root but use files as the pilot."""
-    return [pid for pid in node.launchers() if status_of(pid)["Uid"] == ["0", "0", "0", str(node.pilot.uid)]]
+    found = []
+    for pid in node.launchers():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # others live a millisecond
+            found += [pid] * (status_of(pid)["Uid"] == ["0", "0", "0", str(node.pilot.uid)])
+    return found
 
 
 # ---- a pilot's directory against the other runs of the node ----
@@ -155,12 +159,7 @@ def test_zombies_that_the_pilot_does_not_reap_are_dead(setuid_node, kind):
     try:
         until(lambda: "start" in setuid_node.actions(before), "it runs")
         time.sleep(0.5)
-        for pid in setuid_node.launchers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGSTOP)
-        for pid in setuid_node.launchers():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        end_launchers(setuid_node)
         began = time.monotonic()
         code, reports, _ = setuid_node.sweep()
         assert (code, [report["state"] for report in reports]) == (0, ["swept"])
@@ -215,7 +214,7 @@ def test_full_status_pipe_does_not_keep_the_lease_of_a_killed_launcher_alive(use
         time.sleep(0.3)
         run.kill()
         run.wait()
-        time.sleep(0.3)
+        until(lambda: not userns_node.launchers(), "they are dead, and hold no lock")
         code, reports, _ = userns_node.sweep()
         assert (code, [report["state"] for report in reports]) == (0, ["swept"])
     finally:
@@ -265,9 +264,9 @@ def test_payload_that_waits_for_its_own_fuse_server_ends_with_its_time(setuid_no
     try:
         with hanging(others, setuid_node.pilot) as fuse:
             began = time.monotonic()
-            live = stuck(setuid_node, kind, profile, "--wall", "1")
+            live = stuck(setuid_node, kind, profile, "--wall", "3")
             assert live.end(timeout=45)[0] == 128 + signal.SIGKILL
-            assert time.monotonic() - began < 10
+            assert time.monotonic() - began < 15
             poll = select.poll()
             poll.register(fuse, select.POLLOUT)
             assert poll.poll(0) == [(fuse, select.POLLOUT)], "another's connection is left alone"

@@ -15,7 +15,7 @@ import pytest
 from tests import c
 from tests.conftest import installation
 from tests.need import need
-from tests.node import BLOCK, DELEGATED, Node, until
+from tests.node import BLOCK, DELEGATED, V2, Node, until
 from tests.site import ROOT, account_command
 
 
@@ -69,7 +69,6 @@ def home(session):
 
 
 CPU_V1 = Path("/sys/fs/cgroup/cpu")
-V2 = Path(next((line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines() if " - cgroup2 " in line), "/"))
 
 
 class Job:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import kill
+from tests.node import kill, until
 from tests.pki import Pki
 from tests.site import command
 
@@ -271,8 +271,10 @@ def test_proxy_that_is_swapped_while_it_is_checked_is_used_as_it_was_checked(set
     thread = threading.Thread(target=swap)
     thread.start()
     try:
-        seen = set()
-        for _ in range(12):
+        until(name.exists, "the first proxy")
+        seen, rounds = set(), 0
+        while rounds < 12 or (len(seen) < 2 and rounds < 60):
+            rounds += 1
             ran = setuid_node.site.nodewrap("run", "--credential", name, "--profile", "batch", "--", "/bin/sh", "-c", "cat $X509_USER_PROXY")
             assert ran.rc == 0, ran
             dn = ran.record("start")["nodewrap"]["subject"]["dn"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import json
@@ -15,7 +16,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.node import status_of, until
+from tests.need import need
+from tests.node import promised, status_of, until
+from tests.site import ROOT, SLOWNESS
 
 #: The payload's first process, a child, and a daemon in a session of its own, each saying its letter again and again.
 LETTERS = """
@@ -42,8 +45,8 @@ def python(code, *words):
 
 def as_pilot(node, *argv):
     """The exit status of argv run by the pilot."""
-    pilot = node.pilot
-    return subprocess.run(argv, user=pilot.uid, group=pilot.gid, extra_groups=[], stderr=subprocess.DEVNULL, check=False).returncode
+    ids = {"user": node.pilot.uid, "group": node.pilot.gid, "extra_groups": []} if ROOT else {}
+    return subprocess.run(argv, stderr=subprocess.DEVNULL, check=False, **ids).returncode
 
 
 def ended(live):
@@ -84,8 +87,7 @@ def test_a_suspended_front_suspends_the_payload_and_continues_it(request, launch
     live = node.start(kind, *python(LETTERS), profile=profile)
     until(lambda: said(live, 0.2) == ALL, "all of the payload runs")
     assert as_pilot(node, "kill", f"-{stop}", str(live.process.pid)) == 0
-    until(lambda: not said(live, 0.3) & who, "they stop", 3)
-    assert not said(live, 1) & who, "and stay so"
+    until(lambda: not said(live, 1) & who, "they stop, and stay so")
     assert as_pilot(node, "kill", "-CONT", str(live.process.pid)) == 0
     until(lambda: said(live, 0.2) == ALL, "and go on", 3)
     ended(live)
@@ -98,10 +100,11 @@ def test_the_wall_limit_holds_while_suspended(setuid_node, trap, code, cgroup):
     if not cgroup:
         setuid_node.open_guard(cgroup=None)
     before = setuid_node.site.audit_size()
-    live = setuid_node.start("pool", "/bin/sh", "-c", f"trap '{trap}' TERM; while :; do sleep 0.05; done", options=["--wall", "1"])
+    live = setuid_node.start("pool", "/bin/sh", "-c", f"trap '{trap}' TERM; echo ready; while :; do sleep 0.05; done", options=["--wall", "3"])
+    assert live.process.stdout.readline() == b"ready\n"
     live.process.send_signal(signal.SIGSTOP)
-    until(lambda: not setuid_node.payload_processes(), "the payload ends at its limit", 5)
-    until(lambda: "cleanup" in setuid_node.actions(before), "and is recorded", 5)
+    until(lambda: not setuid_node.payload_processes(), "the payload ends at its limit")
+    until(lambda: "cleanup" in setuid_node.actions(before), "and is recorded")
     for late in (signal.SIGTERM, signal.SIGUSR1, signal.SIGCONT):  # passed on, to nobody, before the front looks what the keeper has said
         live.process.send_signal(late)
     assert live.end()[::2] == (code, b"")
@@ -120,17 +123,17 @@ def test_a_suspended_payload_is_killed_like_any_other(setuid_node, profile, cgro
     until(lambda: not said(live, 0.3) & GROUP, "it stops", 3)
     live.process.kill()
     live.process.wait()
-    until(setuid_node.is_clean, "the keeper has finished", 2)
+    until(setuid_node.is_clean, "the keeper has finished", promised())
 
 
 def test_looking_after_the_front_costs_next_to_nothing(setuid_node):
-    """Field 1 of /proc/PID/schedstat: nanoseconds on a processor. Five looks a second; 0.1 % of a processor would be 1 ms a second."""
+    """Field 1 of /proc/PID/schedstat: nanoseconds on a processor. Five looks a second take 0.05 % of one here, and ten times that is allowed."""
     live = setuid_node.start("static", "/bin/sleep", "60")
     (keeper,) = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     ran = lambda: int(Path(f"/proc/{keeper}/schedstat").read_text().split()[0])  # noqa: E731
     before = ran()
     time.sleep(2)
-    assert ran() - before < 2_000_000
+    assert ran() - before < 10_000_000 * SLOWNESS
 
 
 # ---- found: the tracking group ----
@@ -140,7 +143,8 @@ TRACKING, OTHER = 2000000000 + os.getpid() % 100000 * 2, 2000000001 + os.getpid(
 
 
 def in_job(node):
-    """The pilot as a batch system starts it: with the job's tracking group among its own, and another group beside it."""
+    """The pilot as a batch system starts it, which takes root: with the job's tracking group among its own, and another group beside it."""
+    need("root")
     account = copy.copy(node.pilot)
     account.groups = [*node.pilot.groups, TRACKING, OTHER]
     return account
@@ -306,6 +310,15 @@ def test_what_the_payload_uses_is_the_pilots_childrens_and_the_jobs(request, job
     assert job.used_us() >= 300_000
 
 
+def those(processes, what):
+    """Those of whom that holds; of others, that end meanwhile, it does not."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            found += [process] * what(process)
+    return found
+
+
 @pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
 def test_everything_of_the_payload_is_a_descendant_of_the_front_while_it_runs(request, launcher, kind, profile):
     """DIRAC, PanDA and condor_procd add up processors and memory by walking from parent to child."""
@@ -313,6 +326,6 @@ def test_everything_of_the_payload_is_a_descendant_of_the_front_while_it_runs(re
     live = node.start(kind, *python(LETTERS), profile=profile)
     until(lambda: said(live, 0.2) == ALL, "all of the payload runs")
     below = psutil.Process(live.process.pid).children(recursive=True)
-    assert sum(process.name() == "python3" and process.status() != "zombie" for process in below) == 3
-    assert {process.pid for process in psutil.process_iter() if process.ppid() == 1 and process.uids().real == node.pilot.uid} == set()
+    assert len(those(below, lambda process: process.name() == "python3" and process.status() != "zombie")) == 3
+    assert those(psutil.process_iter(), lambda process: process.ppid() == 1 and process.uids().real == node.pilot.uid) == []
     ended(live)

@@ -288,8 +288,10 @@ def test_what_cannot_be_given_back_is_reported_with_its_path(work):
         os.mkfifo(place / "fifo")
     try:
         assert live.end(b"\n")[0] == 0
-        handed = next(record for record in reversed(work.node.site.records()) if record["event"]["action"] == "handover")["nodewrap"]["cleanup"]
+        ends = {record["event"]["action"]: record for record in work.node.site.records()}
+        handed = ends["handover"]["nodewrap"]["cleanup"]
         assert (handed["left"], handed["neutralised"]["special"]) == (2, 0)
+        assert [ends[action]["event"]["outcome"] for action in ("exit", "handover", "cleanup")] == ["success", "failure", "failure"]
         assert "mounted: a mount point" in handed["left_paths"]
         assert [os.listdir(place) for place in places] == [["fifo"], ["fifo"]]
     finally:

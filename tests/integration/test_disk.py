@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import alive, delegated_ids, until
+from tests.node import abandon, delegated_ids
 
 PROFILES = """
 [profile.strict]
@@ -169,22 +169,16 @@ def test_what_others_make_where_the_payload_lets_them_goes_as_far_as_its_rights_
         assert f"{run} is left of a run that has ended" in ran.stderr
 
 
-def abandon(node, kind):
+def abandoned(node, kind):
     """A run whose processes are all killed at once."""
     live = node.start(kind, "/bin/sh", "-c", "mkdir /tmp/a && echo x >/tmp/a/b && chmod 0 /tmp/a; echo ready; sleep 60")
     assert live.process.stdout.readline() == b"ready\n"
-    children = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
-    pids = [live.process.pid, *(map(int, children) if node.privileged else ())]
-    for number in (signal.SIGSTOP, signal.SIGKILL):
-        for pid in reversed(pids):
-            os.kill(pid, number)
-    live.process.wait()
-    until(lambda: not any(map(alive, pids)), "they are dead")
+    abandon(node, live)
 
 
 def test_a_dead_run_leaves_it_to_the_sweep(case):
     node, kind, place = case
-    abandon(node, kind)
+    abandoned(node, kind)
     assert len(list(place.iterdir())) == 1
     assert node.sweep()[0] == 0
     assert list(place.iterdir()) == []
@@ -194,7 +188,7 @@ def test_a_dead_run_leaves_it_to_the_sweep(case):
 @pytest.mark.parametrize("other", ["{place}", "{place}x/{run}", "{place}/{run}/0"])
 def test_a_lease_that_names_another_directory_is_left_alone(disk, other):
     node, kind, place = disk
-    abandon(node, kind)
+    abandoned(node, kind)
     (name,) = node.site.leases()
     path = node.site.state / "leases" / name
     before = path.read_text()

@@ -25,7 +25,7 @@ add = {{ follow = ["{place}?"], read_only = ["{still}"] }}
 """
 #: Tells that it runs, waits for a line, and says what is in that file and whether it can be written; so long as there are lines.
 SHELL = 'echo ready; while read path; do cat "$path" 2>/dev/null || echo none; (echo there >"$path") 2>/dev/null && echo yes || echo no; done; exit 0'
-MS_SHARED, MS_BIND = 1 << 20, 4096
+MS_SHARED, MS_PRIVATE, MS_BIND = 1 << 20, 1 << 18, 4096
 AUTOFS_READY, MISSING_INDIRECT, PACKET = 0x9360, 3, 304  # linux/auto_fs.h
 
 
@@ -45,6 +45,7 @@ def place(node, home):
         path.mkdir(parents=True)
     try:
         mount(top, top, None, MS_BIND)
+        mount(None, top, None, MS_PRIVATE)  # else, below a shared root, what is mounted in it is mounted below it too
         mount(None, top, None, MS_SHARED)
         node.site.policy(node.policy_text() + OWN.format(place=top / "cvmfs", still=top / "still"))
         yield top

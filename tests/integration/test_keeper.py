@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import alive, status_of, until
+from tests.node import alive, promised, status_of, until
 
 WAIT = ("/bin/sleep", "60")
 DAEMONS = ("/bin/sh", "-c", "for i in 1 2 3; do setsid sleep 60 >/dev/null 2>&1 </dev/null & done; trap '' TERM; sleep 60")
@@ -28,7 +28,7 @@ def test_a_killed_front_leaves_nothing_and_the_record_is_complete(setuid_node, k
     live = setuid_node.start(kind, *DAEMONS, profile=profile)
     live.process.kill()
     live.process.wait()
-    until(lambda: not alive(live.pid) and not setuid_node.launchers() and setuid_node.is_clean(), "the keeper has finished", 2)
+    until(lambda: not alive(live.pid) and not setuid_node.launchers() and setuid_node.is_clean(), "the keeper has finished", promised())
     records = setuid_node.site.records(before)
     (end,) = [record for record in records if record["event"]["action"] == "exit"]
     assert (end["process"]["ended_by"], end["process"]["exit_code"]) == ("front", 137)
@@ -46,7 +46,7 @@ def test_a_killed_front_does_not_keep_the_work_directory_from_coming_back(setuid
     assert live.process.stdout.readline() == b"ready\n"
     live.process.kill()
     live.process.wait()
-    until(setuid_node.is_clean, "the keeper has finished", 2)
+    until(setuid_node.is_clean, "the keeper has finished", promised())
     assert {path.stat().st_uid for path in (work, work / "out")} == {setuid_node.pilot.uid}
     assert sorted(os.listdir(work)) == ["out"]
 
@@ -74,7 +74,7 @@ def test_the_keeper_holds_none_of_the_pilots_descriptors(setuid_node):
     os.close(reader)
     live.process.kill()
     assert live.process.stdout.read() == b""
-    until(setuid_node.is_clean, "the keeper has finished", 2)
+    until(setuid_node.is_clean, "the keeper has finished", promised())
 
 
 def test_a_keeper_killed_by_root_ends_the_payload_and_is_an_internal_error(setuid_node):
@@ -94,5 +94,5 @@ def test_a_killed_process_group_is_still_cleaned_and_recorded(setuid_node):
     live = setuid_node.start("pool", *DAEMONS)
     os.killpg(live.process.pid, signal.SIGKILL)
     live.process.wait()
-    until(setuid_node.is_clean, "the keeper has finished", 2)
+    until(setuid_node.is_clean, "the keeper has finished", promised())
     assert "cleanup" in [record["event"]["action"] for record in setuid_node.site.records(before)]

@@ -243,7 +243,10 @@ def test_a_payload_reads_and_writes_each_disk_no_faster_than_its_limit(node, slo
 
 def test_a_limit_on_writing_that_would_miss_what_goes_through_memory_is_not_held(node, slot, disk):
     limited(node, 'io_read = "100MiB"\nio_write = "2MiB"', slot)
-    (V2 / "cgroup.subtree_control").write_text("-memory")
+    try:
+        (V2 / "cgroup.subtree_control").write_text("-memory")
+    except OSError:  # EBUSY
+        pytest.skip("groups of the node's own have memory: it cannot be taken away")
     try:
         with slot:
             live = node.start(kind(node), "sleep", "60", options=["--workdir", str(disk)])

@@ -173,7 +173,7 @@ def test_child_dies_with_a_launcher_that_is_killed(node, sleeper):
     child = until(lambda: children(process.pid), "the child starts")[0]
     process.kill()
     process.wait()
-    until(lambda: not os.path.exists(f"/proc/{child}"), "the child dies with its launcher", 2)
+    until(lambda: not os.path.exists(f"/proc/{child}"), "the child dies with its launcher")
 
 
 # ---- after the lock ----

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import KINDS, MODES, SUBJECT, alive, until
+from tests.node import KINDS, MODES, SUBJECT, abandon, alive, until
 
 WAIT = ("/bin/sleep", "60")
 STUBBORN = ("/bin/sh", "-c", "trap '' TERM; echo ready; for i in 1 2 3; do sleep 60 & done; while :; do sleep 60; done")
@@ -39,16 +39,6 @@ def run_of(live):
 def keeper_of(live):
     (child,) = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     return int(child)
-
-
-def abandon(node, live):
-    """Kill front and keeper at once, so that neither does anything more: what is left is the lease's."""
-    pids = [live.process.pid, keeper_of(live)] if node.privileged else [live.process.pid]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in reversed(pids):
-        os.kill(pid, signal.SIGKILL)
-    live.process.wait()
 
 
 def swept(node):
@@ -88,11 +78,11 @@ def test_ps_shows_whose_run_it_is_and_what_it_uses(case):
     node, kind = case
     live = node.start(kind, *BUSY)
     assert live.process.stdout.readline() == b"ready\n"
+    until(lambda: next(iter(ps(node).values()))["processes"] == 2, "the shell and its sleep; front, keeper and init are ours")
     (row,) = ps(node).values()
     assert (row["run"], row["state"], row["subject"], row["vo"], row["assurance"]) == (run_of(live), "running", SUBJECT, kind, "declared")
     assert (row["pilot"], row["mode"], row["profile"]) == (node.pilot.uid, MODES[kind], "batch")
     assert row["uid"] == os.stat(f"/proc/{live.pid}").st_uid
-    assert row["processes"] == 2  # the shell and its sleep; front, keeper and init are ours
     assert row["cpu"] > 0.05
     assert row["memory_kind"] == "rss"
     assert 1 << 20 < row["memory"] < 64 << 20

@@ -93,7 +93,7 @@ def test_who_waits_for_a_hung_disk_waits_alone(write, begin, private):
         held(disk)
         before = time.monotonic()
         assert write("start") == ["NW-AUDIT"]
-        assert time.monotonic() - before < 3
+        assert time.monotonic() - before < 10
         disk.tell(hold=None)
         assert first.communicate(timeout=10)[0] == "ok\n"
         assert write("start") == ["ok"]
@@ -103,12 +103,11 @@ def test_who_waits_for_a_hung_disk_waits_alone(write, begin, private):
 def test_nobody_waits_until_somebody_elses_record_is_on_disk(write, audit_probe, private):
     need("strace")
     assert write("start") == ["ok"]
-    slow = ["strace", "-f", "-o", "/dev/null", "-e", "inject=fdatasync:delay_enter=3000000", audit_probe, private / "log", "start"]
+    slow = ["strace", "-f", "-o", "/dev/null", "-e", "inject=fdatasync:delay_enter=6000000", audit_probe, private / "log", "start"]
     first = subprocess.Popen(slow, stdout=subprocess.PIPE, text=True)
     until(lambda: len(numbers(private / "log")) == 2, "the first record is written")
-    before = time.monotonic()
     assert write("start") == ["ok"]
-    assert (first.poll(), time.monotonic() - before < 2) == (None, True)
+    assert first.poll() is None, "its sync goes on"
     assert first.communicate(timeout=30)[0] == "ok\n"
     assert numbers(private / "log") == [1, 2, 3]
 
@@ -182,13 +181,13 @@ def test_limits_and_signals_work_while_the_log_does_not(node, end):
     """The payload ends in time; only the record of it waits for the disk, and the run with it."""
     place = node.site.audit.parent
     with fuse(place, node) as disk:
-        live = node.start("map", "/bin/sleep", "60", options=["--wall", "2"] if end == "wall" else [])
+        live = node.start("map", "/bin/sleep", "60", options=["--wall", "4"] if end == "wall" else [])
         disk.tell(hold="write")
         if end == "signal":
             live.process.terminate()
         if end == "pilot":
             live.process.kill()
-        until(lambda: not alive(live.pid), "the payload has ended", 5)
+        until(lambda: not alive(live.pid), "the payload has ended")
         if end != "pilot" or node.privileged:
             held(disk)
         disk.tell(hold=None)
@@ -299,7 +298,7 @@ def all_numbers(place):
 
 def test_no_record_is_lost_and_no_number_used_twice_while_the_log_is_rotated(begin, private):
     """By renaming, every few milliseconds, with six writers at work."""
-    writers = [begin("set", "sync=0", *["start"] * 200) for _ in range(6)]
+    writers = [begin("set", "sync=0", *["start"] * 1500) for _ in range(6)]
     turn = 0
     while any(writer.poll() is None for writer in writers):
         if (private / "log").exists():
@@ -308,7 +307,7 @@ def test_no_record_is_lost_and_no_number_used_twice_while_the_log_is_rotated(beg
         time.sleep(0.001)
     assert [set(writer.communicate()[0].split()) for writer in writers] == [{"ok"}] * 6
     assert turn > 3
-    assert all_numbers(private) == list(range(1, 1201))
+    assert all_numbers(private) == list(range(1, 9001))
 
 
 def test_no_number_is_used_twice_while_the_counter_is_removed(begin, private):

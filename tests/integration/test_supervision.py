@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.node import alive, status_of, until
+from tests.node import alive, promised, status_of, until
 
 WAIT = ("/bin/sh", "-c", "read x")
 #: Every signal that ends a process by default. 32 and 33 are the C library's own.
@@ -192,7 +192,7 @@ def test_pilots_death_by_kill_ends_the_payload_within_two_seconds(request, launc
     pid = until(lambda: processes_with(f": {mark};", "sh"), "the payload runs")[0]
     pilot.kill()
     pilot.wait()
-    until(lambda: not alive(pid) and node.is_clean(), "payload and launcher end with the pilot", 2)
+    until(lambda: not alive(pid) and node.is_clean(), "payload and launcher end with the pilot", promised())
     (end,) = [record for record in node.site.records(before) if record["event"]["action"] == "exit"]
     assert end["process"]["ended_by"] == "pilot"
 
@@ -206,11 +206,11 @@ def test_launchers_death_by_kill_ends_the_payload_and_its_daemons(request, launc
     live.process.kill()
     live.process.wait()
     if profile == "none" and launcher == "userns":  # a daemon without a namespace outlives kill -9 of a launcher that has no keeper
-        until(lambda: not alive(live.pid) and not node.launchers(), "the payload dies with its launcher", 2)
+        until(lambda: not alive(live.pid) and not node.launchers(), "the payload dies with its launcher", promised())
         daemons = processes_with("os.setsid()", "python3")
         assert node.site.leases()
         subprocess.run(["kill", "-9", *map(str, daemons)], check=True)
-    until(lambda: not any(map(alive, tree)) and not node.payload_processes(), "the namespace dies with its launcher", 2)
+    until(lambda: not any(map(alive, tree)) and not node.payload_processes(), "the namespace dies with its launcher", promised())
     if node.privileged:
         until(node.is_clean, "the keeper has finished", 5)
     node.forget()
@@ -237,15 +237,15 @@ def processes_with(text, name):
 def test_wall_limit_sends_term_then_kill_after_the_grace(case):
     """The policy's grace is 1 s."""
     code = "import signal, time\nsignal.signal(signal.SIGTERM, lambda *_: print('term', flush=True))\nwhile True:\n    time.sleep(1)"
-    ran = case.run(*python(code), options=["--wall", "1"])
+    ran = case.run(*python(code), options=["--wall", "3"])
     assert ran.rc == 137
     assert ran.out == b"term\n"
-    assert 1.9 < ran.seconds < 6
+    assert 3.9 < ran.seconds < 12
     assert ran.record("exit")["process"]["ended_by"] == "wall"
 
 
 def test_payload_that_heeds_term_at_the_wall_limit_has_its_own_exit_code(case):
-    ran = case.run("/bin/sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done", options=["--wall", "1"])
+    ran = case.run("/bin/sh", "-c", "trap 'exit 5' TERM; while :; do sleep 0.05; done", options=["--wall", "3"])
     assert ran.rc == 5
     assert ran.record("exit")["process"]["ended_by"] == "wall"
 
@@ -466,6 +466,6 @@ def test_pilot_may_kill_the_launcher(setuid_node):
     pilot = setuid_node.pilot
     subprocess.run(["kill", "-9", str(live.process.pid)], check=True, user=pilot.uid, group=pilot.gid, extra_groups=[])
     live.process.wait()
-    until(lambda: not alive(live.pid), "the payload dies with its launcher", 2)
+    until(lambda: not alive(live.pid), "the payload dies with its launcher", promised())
     until(setuid_node.is_clean, "the keeper has finished", 5)
     assert setuid_node.run("map", "/bin/true").rc == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.node import KINDS, MAP_BLOCKS, alive, until
+from tests.node import KINDS, MAP_BLOCKS, abandon, alive, until
 
 #: Sleepers by which a run is known wherever its processes went: a number of seconds that nobody else sleeps.
 MARK = 500000 + os.getpid()
@@ -45,17 +45,6 @@ def _nobody_sleeps_on():
 def keeper_of(live):
     (child,) = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
     return int(child)
-
-
-def abandon(node, live):
-    """Kill front and keeper at once, so that neither does anything more: what is left is the lease's."""
-    pids = [live.process.pid, keeper_of(live)] if node.privileged else [live.process.pid]
-    for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
-    for pid in reversed(pids):
-        os.kill(pid, signal.SIGKILL)
-    live.process.wait()
-    until(lambda: not any(map(alive, pids)), "they are dead")
 
 
 def is_clean(node):
@@ -120,7 +109,8 @@ def test_the_next_run_finishes_a_dead_one_before_it_needs_its_account(setuid_nod
     ran = setuid_node.run(kind, "/bin/true")
     assert ran.rc == 0, ran
     assert is_clean(setuid_node)
-    assert actions(ran.records) == ["authorize", "exit", "cleanup", "start", "exit", "cleanup"]
+    done = [action for action in actions(ran.records) if action != "degrade"]  # of a kernel without all of Landlock
+    assert done == ["authorize", "exit", "cleanup", "start", "exit", "cleanup"]
 
 
 def test_a_live_run_is_not_swept(node):

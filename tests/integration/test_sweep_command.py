@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import until
+from tests.node import abandon, until
 
 WAIT = ("/bin/sleep", "60")
 
@@ -24,17 +24,7 @@ def call(node, *argv, timeout=60):
 
 def dead_run(node, kind="map"):
     """A run whose front and keeper were killed at once -> its id. Its lease is left."""
-    return abandoned(node, node.start(kind, *WAIT))
-
-
-def abandoned(node, live):
-    own = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split() if node.privileged else []
-    for pid in [live.process.pid, *map(int, own)]:
-        os.kill(pid, 19)
-    for pid in [*map(int, own), live.process.pid]:
-        os.kill(pid, 9)
-    live.process.wait()
-    return live.events[0]["run"]
+    return abandon(node, node.start(kind, *WAIT))
 
 
 def lease_of(node, run):
@@ -52,7 +42,7 @@ def test_sweep_tells_what_it_finished_and_the_second_one_has_nothing_to_do(node)
 
 def test_sweep_of_one_run_leaves_the_others(node):
     lives = [node.start("map", *WAIT) for _ in range(2)]  # the start of the second would sweep the first one, were it dead
-    runs = [abandoned(node, live) for live in lives]
+    runs = [abandon(node, live) for live in lives]
     done = call(node, "sweep", "--run", runs[0][-12:])
     assert (done.returncode, done.stdout) == (0, f"{runs[0]} is finished\n")
     assert node.site.leases() == [f"{runs[1]}.lease"]

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 
 from nodewrap import live as live_runs
+from nodewrap.deep import things
 from nodewrap.deep.ids import Locks
 from nodewrap.guard import parse_guard
-from tests.node import MAP_FIRST, RULE, alive, until
+from tests.node import MAP_FIRST, RULE, abandon, alive, until
 
+#: One process at a time, which is another one before a listing comes to it.
+HOPS = "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n  if os.fork(): os._exit(0)"
 #: As the account: all kinds of things outside the file system. Prints "ready", and stays.
 MAKE_IPC = """
 import ctypes, os, sys, time
@@ -103,13 +106,30 @@ def test_a_process_without_a_lease_is_found_and_killed(node, pool):
 
 
 def test_who_forks_and_ends_again_and_again_is_found_and_ended(node, pool):
-    """One process at a time, which is another one before a listing comes to it."""
-    code = "import os, time\nend = time.time() + 60\nwhile time.time() < end:\n  if os.fork(): os._exit(0)"
-    as_account(pool, "/usr/bin/python3", "-S", "-c", code, start_new_session=True).wait()
+    as_account(pool, "/usr/bin/python3", "-S", "-c", HOPS, start_new_session=True).wait()
     found = [row for row in sweep(node, code=1) if (row["kind"], row["uid"]) == ("process", pool.uid)]
     assert len(found) == 1
     assert [row["left"] for row in sweep(node, "--remove", code=0)] == [""]
     assert sweep(node, code=0) == []
+
+
+def test_who_forks_and_ends_again_and_again_is_ended_however_late_the_signal_comes(pool, monkeypatch):
+    """A killer that gets no processor for long is not taken for one that has been, and nobody for ended whom a listing does not show."""
+    as_account(pool, "/usr/bin/python3", "-S", "-c", HOPS, start_new_session=True).wait()
+    at_once = things._kill_all
+    monkeypatch.setattr(things, "_kill_all", lambda: (time.sleep(1.5), at_once())[1])
+    assert things.end_processes(pool.uid, pool.gid) == ""
+    assert not things.fleeting((pool.uid,))
+
+
+def test_a_signal_that_could_not_be_sent_is_told(pool, monkeypatch):
+    process = as_account(pool, "/bin/sleep", "300")
+    monkeypatch.setattr(things, "_kill", lambda one: None)
+    monkeypatch.setattr(things, "_kill_all", lambda: os._exit(3))
+    assert things.end_processes(pool.uid, pool.gid).startswith("kill(-1): ")
+    assert process.poll() is None
+    process.kill()
+    process.wait()
 
 
 def test_a_fork_bomb_is_ended(node, pool):
@@ -258,12 +278,7 @@ def test_what_a_broken_lease_may_mean_is_left_alone(node, place):
     """Its ids are not known from it, but from the locks that were taken for it."""
     live = node.start("pool", "/bin/sleep", "300")
     uid = os.stat(f"/proc/{live.pid}").st_uid
-    own = Path(f"/proc/{live.process.pid}/task/{live.process.pid}/children").read_text().split()
-    for pid in [live.process.pid, *map(int, own)]:
-        os.kill(pid, 19)
-    for pid in [*map(int, own), live.process.pid]:
-        os.kill(pid, 9)
-    live.process.wait()
+    abandon(node, live)
     lease = node.site.state / "leases" / f"{live.events[0]['run']}.lease"
     text = lease.read_text()
     lease.write_text("nodewrap-lease 7\n")
@@ -371,8 +386,10 @@ def test_a_directory_that_is_swapped_for_a_link_all_the_time_leads_nowhere(node,
     try:
         end = time.monotonic() + 8
         while time.monotonic() < end:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # swapped meanwhile
-                (yard / "d").is_dir() or make_tree(yard / "d", pool.uid, pool.gid)
+            shutil.rmtree(place / "made", ignore_errors=True)
+            made = make_tree(place / "made", pool.uid, pool.gid)  # beside it: below names that are swapped it would be made in the victim
+            with contextlib.suppress(OSError):  # a link, or full
+                made.rename(yard / "d")
             sweep(node, "--remove")
             assert (victim / "inside/file").read_text() == "root's"
     finally:

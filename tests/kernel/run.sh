@@ -2,6 +2,7 @@
 # On the booted node, by lane.service: says what the node is, runs what was asked for, and switches it off. The exit status goes out by the second serial port.
 set -u
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 TERM=dumb NODEWRAP_TEST_SESSION=/root/session
+export NODEWRAP_TEST_SLOWNESS=8 # an emulated processor
 cd "$CHECKOUT" || exit 1
 
 check() { # WHAT COMMAND…: a node that is not what the lane is for would test nothing

@@ -31,6 +31,12 @@ def test_python_functions_are_short(tracked):
     assert sizes[len(sizes) * 9 // 10] <= 30, found[len(sizes) * 9 // 10 :]
 
 
+def test_every_directory_of_modules_is_a_package(tracked):
+    """What is not one is left out of the wheel (pyproject.toml, namespaces = false)."""
+    files = tracked("nodewrap/*.py")
+    assert {file.parent for file in files} == {file.parent for file in files if file.name == "__init__.py"}
+
+
 def test_every_ignored_lint_has_its_reason_beside_it(tracked):
     """`# noqa: X  why` and `# type: ignore[x]  # why`; a library without types (import-untyped, misc for its subclasses) says so itself."""
     bare = re.compile(r"#\s*noqa(?!: [A-Z]+\d+(, [A-Z]+\d+)*\s+\S)|#\s*type: ignore(?!\[(import-untyped|misc)\]|\[[\w-]+(, ?[\w-]+)*\]\s+#?\s*\S)")

@@ -30,9 +30,9 @@ def timer():
 
 
 def test_timer_shows_how_long_a_command_ran(timer):
-    found = timer("case slow\narg sleep\narg 0.05\ncase fast\narg true\n")
+    found = timer("case slow\narg sleep\narg 0.5\ncase fast\narg true\n")
     assert [len(us) for _, _, us in found.values()] == [3, 3]
-    assert min(found["slow"][2]) >= 50000 > min(found["fast"][2])
+    assert min(found["slow"][2]) >= 500000 > min(found["fast"][2])
 
 
 def test_timer_counts_failures_apart(timer):

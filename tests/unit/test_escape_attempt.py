@@ -70,7 +70,7 @@ adopt_orphans()
 home = Path(sys.argv[2])
 home.mkdir()
 caller = Caller("me", os.getuid(), os.getgid(), (), str(home))
-attack = Attack("C01", globals()[sys.argv[1]], "", seconds=1.0)
+attack = Attack("C01", globals()[sys.argv[1]], "", seconds=1.0 if sys.argv[1] == "hang" else 30.0)
 got = attempt(attack, lambda: Arena(controls(caller, None)["bare"], True, caller, home), settle=False)
 print(json.dumps([got.seen, got.error, len(got.left), len(children())]))
 """

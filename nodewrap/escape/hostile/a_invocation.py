@@ -1,5 +1,6 @@
 """Surface A, inside: what callers do to themselves before they execute the wrapper (argv: the last words), and what payloads look at."""
 
+import contextlib
 import ctypes
 import errno
 import fcntl
@@ -14,6 +15,8 @@ import threading
 import time
 
 from nodewrap.escape.hostile.common import LIBC, call, read, say
+
+SET_DUMPABLE = 4
 
 # ---- before the wrapper ----
 
@@ -180,9 +183,9 @@ def by_a_thread(*argv):
         sys.exit(99)
 
 
-def by_a_dying_parent(count, seconds, *argv):
-    """Start it that often by a parent that is gone within so many seconds of its first child (what it does before cannot be told from an orphan's
-    start)."""
+def by_a_dying_parent(count, seconds, patience, *argv):
+    """Start it that often by a parent that is gone within so many seconds of its first child, for which it waits so long: what is started by who has
+    gone before cannot be told from an orphan's start."""
     for _ in range(int(count)):
         pid = os.fork()
         if pid == 0:
@@ -193,8 +196,8 @@ def by_a_dying_parent(count, seconds, *argv):
                 for fd in (0, 1, 2):
                     os.dup2(null, fd)
                 then(argv)
-            end = time.monotonic() + 0.2
-            while not read(f"/proc/{started}/task/{started}/children") and time.monotonic() < end:
+            end, gone = time.monotonic() + float(patience), os.WEXITED | os.WNOHANG | os.WNOWAIT
+            while not read(f"/proc/{started}/task/{started}/children") and time.monotonic() < end and not os.waitid(os.P_PID, started, gone):
                 time.sleep(0.0005)
             time.sleep(random.random() * float(seconds))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -499,3 +502,34 @@ def can_read(pid):
         return len(read(f"/proc/{pid}/mem", 1)) >= 0
     except OSError as wrong:
         return wrong.errno == errno.EIO  # address 0 is not mapped: it was opened
+
+
+# ---- beside root's doctor ----
+
+
+def watch_for_terminals():
+    """The first process of our uid, of another session, that has a terminal, or a word of root's environment."""
+    say("ready")
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):  # others' come and go
+                if os.stat(f"/proc/{pid}").st_uid != os.getuid() or os.getsid(int(pid)) == os.getsid(0):
+                    continue
+                terminal, environment = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()[4], read(f"/proc/{pid}/environ")
+                if terminal != b"0" or b"NW_ROOTS_OWN" in environment:
+                    return say(f"found {pid}: terminal {terminal.decode()}, stdin {os.readlink(f'/proc/{pid}/fd/0')}")
+
+
+def careless_doctor(uid, gid):
+    """Tries things as another user, in children that keep all that is root's."""
+    for _ in range(5):
+        pid = os.fork()
+        if pid == 0:
+            os.setgroups([])
+            os.setresgid(int(gid), int(gid), int(gid))
+            os.setresuid(int(uid), int(uid), int(uid))
+            LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0)
+            time.sleep(0.2)
+            os._exit(0)
+        os.waitpid(pid, 0)

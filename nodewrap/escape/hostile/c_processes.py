@@ -1,9 +1,12 @@
 """Surface C, inside."""
 
 import ctypes
+import errno
 import fcntl
 import glob
+import mmap
 import os
+import select
 import signal
 import socket
 import struct
@@ -17,6 +20,7 @@ from nodewrap.escape.hostile.common import LIBC, call, in_child, read, say, sysc
 SET_NAME, SET_PTRACER, SET_CHILD_SUBREAPER = 15, 0x59616D61, 36
 TRACEME, POKEDATA, ATTACH, DETACH = 0, 5, 16, 17
 F_SETSIG = 10
+SET_TIMERSLACK = 29
 CLONE, EXIT = (220, 93) if os.uname().machine == "aarch64" else (56, 60)
 PIDFD_OPEN, PIDFD_GETFD = 434, 438
 CLONE_VFORK = 0x4000
@@ -79,6 +83,21 @@ def daemon(path):
         for number in STOPS:
             signal.signal(number, signal.SIG_IGN)
         rest()
+
+
+def sleeper(seconds):
+    """With a timer slack of our own, whatever the caller's was."""
+    LIBC.prctl(SET_TIMERSLACK, ctypes.c_ulong(50000))
+    time.sleep(float(seconds))
+
+
+def careless_limit(seconds, *argv):
+    """A wrapper with a wall limit that waits with the timer slack of its caller."""
+    with subprocess.Popen(argv) as payload:
+        if not select.select([os.pidfd_open(payload.pid)], [], [], float(seconds))[0]:
+            payload.kill()
+        payload.wait()
+        os._exit(payload.returncode and 1)
 
 
 def stubborn(path):
@@ -187,6 +206,49 @@ def own_server(path):
     say("waits")
     drop_stdio()
     rest()
+
+
+def locked_memory():
+    """A FUSE server in namespaces of our own that answers no READ: one child reads a page, which stays locked; another maps the file for the second
+    time (FOPEN_DIRECT_IO: invalidate_inode_pages2), and waits for that page with its mmap_lock held."""
+    become_root()
+    os.makedirs("own", exist_ok=True)
+    fuse = os.open("/dev/fuse", os.O_RDWR)
+    call(LIBC.mount, b"own", b"own", b"fuse", ctypes.c_ulong(0), b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse)
+    if os.fork() == 0:
+        drop_stdio()
+        serve_no_page(fuse)
+    first, second = (os.open("own/file", os.O_RDONLY) for _ in range(2))
+    os.set_inheritable(fuse, False)
+    for work in (lambda: os.read(first, 4096), lambda: mmap.mmap(second, 4096, mmap.MAP_PRIVATE, mmap.PROT_READ)):
+        if os.fork() == 0:
+            os.close(fuse)
+            drop_stdio()
+            work()
+            os._exit(0)
+        time.sleep(0.3)
+    say("holds")
+    sys.stdin.read()
+
+
+def serve_no_page(fuse):
+    """The rest of the protocol (include/uapi/linux/fuse.h, 7.31), as far as it is asked. The second OPEN is answered with FOPEN_DIRECT_IO."""
+    def attributes(number):
+        return struct.pack("<6Q10I", number, 65536, 128, 0, 0, 0, 0, 0, 0, 0o40755 if number == 1 else 0o100644, 1, 0, 0, 0, 4096, 0)
+
+    opens = 0
+    while True:
+        _, code, unique, node = struct.unpack_from("<IIQQ", os.read(fuse, 1 << 20))
+        answers = {
+            26: struct.pack("<IIIIHHIIHHI28x", 7, 31, 0, 0, 64, 48, 4096, 1, 0, 0, 0),  # INIT
+            1: struct.pack("<QQQQII", 2, 0, 1000, 1000, 0, 0) + attributes(2),  # LOOKUP
+            3: struct.pack("<QII", 1000, 0, 0) + attributes(node),  # GETATTR
+            14: struct.pack("<QII", opens, 1 if opens else 2, 0),  # OPEN: FOPEN_KEEP_CACHE at first
+        }
+        opens += code == 14
+        if code not in (2, 15, 36, 42):  # FORGET, READ, INTERRUPT, BATCH_FORGET
+            said = answers.get(code, b"")
+            os.write(fuse, struct.pack("<IiQ", 16 + len(said), 0 if said else -errno.ENOSYS, unique) + said)
 
 
 def zombies(count):

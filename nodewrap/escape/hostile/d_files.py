@@ -236,7 +236,8 @@ def pin():
         leave(writer)
         time.sleep(30)
         os._exit(0)
-    return os.read(reader, 100)
+    say(os.read(reader, 100))
+    sys.stdin.read()
 
 
 # ---- ways out ----

@@ -291,7 +291,7 @@ def take_foreground():
     os.read(reader, 1)
     front = [lambda at=fd: os.tcsetpgrp(at, pid) for fd in terminals()]
     say(tried(*front, *(lambda at=fd: fcntl.ioctl(at, termios.TIOCSCTTY, 1) for fd in terminals())))
-    time.sleep(0.2)
+    time.sleep(1)
     os.kill(pid, signal.SIGKILL)
 
 

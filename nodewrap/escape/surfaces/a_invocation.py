@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import pty
 import re
 import resource
 import shutil
@@ -11,12 +13,15 @@ import signal
 import socket
 import struct
 import subprocess
+import termios
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nodewrap.doctor.node import ordinary_caller
 from nodewrap.escape.arena import Arena, NotRunError, hostile
 from nodewrap.escape.judge import record_flaws
 from nodewrap.escape.model import SAME_ID_BARE, Configuration, Seen, attack
@@ -167,7 +172,7 @@ def deafness(arena: Arena) -> Seen:
     live.pid()
     time.sleep(0.02)
     live.process.terminate()
-    deaf = not arena.until(lambda: live.process.poll() is not None, 3.0)
+    deaf = not arena.until(lambda: live.process.poll() is not None, 3.0 if arena.control else 12.0)
     live.kill()
     live.end(seconds=5)
     return Seen(any(masks) or deaf, f"{' '.join(ran.text.split())}; SIGTERM {'does not end' if deaf else 'ends'} it")
@@ -513,10 +518,16 @@ def traced_wrapper(arena: Arena) -> Seen:
     return Seen(bool(hits), f"traced or read (name:uids): {hits or 'none'}, {ran.line}")
 
 
-def beats(arena: Arena) -> bool:
+def beats(arena: Arena, seconds: float = 0.25) -> bool:
     path = arena.work / "beat"
     now = path.stat().st_mtime_ns if path.exists() else 0
-    return arena.until(lambda: path.exists() and path.stat().st_mtime_ns > now, 0.25)
+    return arena.until(lambda: path.exists() and path.stat().st_mtime_ns > now, seconds)
+
+
+def finishes(arena: Arena) -> bool:
+    """Another run, which finishes what is left and not held any more: whether everything is on record then."""
+    arena.run("/bin/true", refusal=True)
+    return not record_flaws(arena.records())
 
 
 @attack("A27", "keeper, or sweep from the lease; the payload dies with its namespace", once=True, seconds=60, peers=False)
@@ -528,7 +539,7 @@ def killed_wrapper(arena: Arena) -> Seen:
         arena.until(lambda: beats(arena))
         live.process.kill()
         time.sleep(0.05)
-        alive = beats(arena)
+        alive = beats(arena, 3.0)
         live.end(seconds=0.1)
         return Seen(alive, f"the payload {'lives on' if alive else 'died with it'}")
     for n in range(10):
@@ -536,18 +547,18 @@ def killed_wrapper(arena: Arena) -> Seen:
         time.sleep(0.01 + 0.012 * n)
         os.kill(live.process.pid, signal.SIGKILL)
         live.end(seconds=5)
-    alive = not arena.until(lambda: not beats(arena), 3)
-    arena.run("/bin/true")
-    finished = arena.until(lambda: not record_flaws(arena.records()), 3)
+    alive = not arena.until(lambda: not beats(arena), 10)
+    finished = arena.until(lambda: finishes(arena), 10)
     said = f"10 kills, {dict(Counter(actions(arena)))}: a payload {'lives on' if alive else 'is nowhere'}"
     return Seen(alive or not finished, f"{said}; records {'complete' if finished else 'open'}")
 
 
-@attack("A29", "the caller is held by a pidfd taken first; getppid(2) is asked again behind it", once=True, peers=False)
+@attack("A29", "the caller is held by a pidfd taken first; getppid(2) is asked again behind it", once=True, peers=False, seconds=60)
 def dying_parent(arena: Arena) -> Seen:
     """The caller dies within 20 ms of the wrapper's own first child, 25 times."""
     path = arena.work / "beat"
-    ran = arena.run(*code("by_a_dying_parent", 5 if arena.control else 25, 0.02, *argv(arena, *code("beat", path))), as_is=True, seconds=20)
+    often, patience = (5, 0.2) if arena.control else (25, 5)  # the control's has none; an emulated machine takes tenths of a second
+    ran = arena.run(*code("by_a_dying_parent", often, 0.02, patience, *argv(arena, *code("beat", path))), as_is=True, seconds=25)
     left = not arena.until(lambda: not beats(arena), 3.0 if arena.control else 15.0)  # of 25 at once the last may not have begun yet
     return Seen(left, f"a payload {'still writes' if left else 'writes no more'} after its caller's death: {ran.line}")
 
@@ -574,14 +585,14 @@ def forgotten_tie(arena: Arena) -> Seen:
     arena.until(lambda: path.exists() and path.stat().st_size)
     os.kill(live.process.pid, signal.SIGKILL)
     time.sleep(0.05)
-    alive = not arena.until(lambda: not beats(arena), 2.0)
+    alive = beats(arena, 3.0) if arena.control else not arena.until(lambda: not beats(arena), 10.0)
     live.end(seconds=0.1 if arena.control else 3)
     if not arena.control:
         arena.run("/bin/true")  # without a keeper the next run finishes it
     return Seen(alive, f"the payload {'lives on' if alive else 'died with it'}")
 
 
-@attack("A32", "output that could not be carried is 202 (NW-STDIO); what is held up is dropped at a signal", once=True, peers=False)
+@attack("A32", "output that could not be carried is 202 (NW-STDIO); what is held up is dropped at a signal", once=True, peers=False, seconds=120)
 def odd_stdout(arena: Arena) -> Seen:
     """A payload writes its result and ends with 0. Reached: the result is lost and the status is 0; or the wrapper does not end. A pipe or socket
     without a reader loses nothing that anybody wanted."""
@@ -591,7 +602,7 @@ def odd_stdout(arena: Arena) -> Seen:
     os.close(reader)
     outputs = {"a socket": closed.detach(), "a pipe": broken}
     outputs.update({"/dev/full": os.open("/dev/full", os.O_WRONLY), "a directory": os.open(arena.work, os.O_RDONLY)})
-    said = {name: arena.run(*code("mute", 0), stdout=fd, refusal=True, seconds=5).rc for name, fd in outputs.items()}
+    said = {name: arena.run(*code("mute", 0), stdout=fd, refusal=True, seconds=15).rc for name, fd in outputs.items()}
     for fd in outputs.values():
         os.close(fd)
     reader, writer = os.pipe()
@@ -600,7 +611,7 @@ def odd_stdout(arena: Arena) -> Seen:
     live.pid()
     time.sleep(0.1)
     live.process.terminate()
-    said["a full pipe, at SIGTERM"] = live.end(seconds=4).rc
+    said["a full pipe, at SIGTERM"] = live.end(seconds=15).rc
     os.close(reader)
     reached = None in said.values() or 0 in (said["/dev/full"], said["a directory"])
     return Seen(reached, f"status by stdout (None: it hung): {said}")
@@ -743,11 +754,9 @@ def first_to_be_killed(arena: Arena) -> Seen:
     for pid in victims:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    alive = not arena.until(lambda: not is_alive(payload), 2.0)
+    alive = not arena.until(lambda: not is_alive(payload), 2.0 if arena.control else 10.0)
     live.end(seconds=0.1 if arena.control else 3)
-    if not arena.control:
-        arena.run("/bin/true")
-    open_ended = not arena.until(lambda: not record_flaws(arena.records()), 3)
+    open_ended = not arena.control and not arena.until(lambda: finishes(arena), 10)
     return Seen(alive or open_ended, f"{len(victims)} killed; payload {'alive' if alive else 'gone'}; run {'open' if open_ended else 'finished'}")
 
 
@@ -871,3 +880,24 @@ def status_by_root(arena: Arena) -> Seen:
     if not uids:
         raise NotRunError("it told nothing")
     return Seen(0 in uids, f"{len(uids)} lines, of uids {sorted(set(uids))}")
+
+
+@attack("A48", "what doctor does in a caller's name has nothing of root's", control="root", needs=("root",), once_in_all=True, peers=False,
+        seconds=60)
+def doctor_in_roots_terminal(arena: Arena) -> Seen:
+    """root calls ``nodewrap doctor`` in a terminal. Reached: a process of the uid in whose name it tries things has that terminal, or root's
+    environment: whoever has that uid is there and looks."""
+    at = arena.wrapper.configuration
+    uid, gid = ordinary_caller(read_guard(at.guard)) if at else arena.caller[1:3]
+    words = [at.binary, "doctor"] if at else code("careless_doctor", uid, gid)
+    watch = arena.accomplice(HERE, "watch_for_terminals", user=uid, group=gid, extra_groups=[])
+    master, slave = pty.openpty()
+    quiet: dict[str, Any] = {"stdin": slave, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    own_terminal = partial(fcntl.ioctl, 0, termios.TIOCSCTTY, 1)  # from us, should it be ours by now
+    ran = arena.begin(*words, as_is=True, env={"NW_ROOTS_OWN": "1"}, preexec_fn=own_terminal, **AS_ROOT, **quiet).end(seconds=25)
+    os.close(slave)
+    os.close(master)
+    said = watch.hear(0.5)
+    if ran.rc is None:
+        raise NotRunError("doctor does not come to an end")
+    return Seen(bool(said), f"uid {uid} {said or 'sees no process of its own with anything of roots'} ({ran.line})")

@@ -5,19 +5,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from nodewrap.escape.arena import Arena, Live, Ran, hostile
+from nodewrap.escape.arena import Arena, Live, NotRunError, Ran, hostile
 from nodewrap.escape.model import BARE_PROFILE, OWN_SERVER, PILOTS_GROUP, SAME_ID_BARE, Configuration, Seen, attack, left_out
 from nodewrap.live import comm
 
@@ -95,6 +97,15 @@ def dead_leader(arena: Arena) -> Seen:
     return survives(arena, "headless")
 
 
+def family_with(what: Callable[[psutil.Process], bool]) -> list[psutil.Process]:
+    """Our descendants of whom that holds; of those that end meanwhile it does not."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            found += [one] * what(one)
+    return found
+
+
 @attack("C14", "init reaps; so does the launcher in none")
 def zombie_flood(arena: Arena) -> Seen:
     """150 orphans that have ended, counted from outside while the payload lives. Without a wrapper they fall to us, who do not collect them."""
@@ -102,10 +113,10 @@ def zombie_flood(arena: Arena) -> Seen:
     assert live.hear() == "done"
 
     def count() -> int:
-        return sum(one.status() == psutil.STATUS_ZOMBIE for one in psutil.Process().children(recursive=True))
+        return len(family_with(lambda one: one.status() == psutil.STATUS_ZOMBIE))
 
     if not arena.control:
-        arena.until(lambda: count() < 20, 2)
+        arena.until(lambda: count() < 20, 10)
     found = count()
     live.end(b"")
     return Seen(found >= 100, f"{found} zombies of 150")
@@ -129,6 +140,23 @@ def stopped_for_ever(arena: Arena) -> Seen:
     return Seen(ran.rc is None, f"{'still there' if ran.rc is None else 'ended'} after {ran.seconds:.1f} s, the limit is 1 s ({ran.line})")
 
 
+def slacken() -> None:
+    """As long as it gets: no wait would end before something happens (prctl(2), PR_SET_TIMERSLACK)."""
+    if ctypes.CDLL(None, use_errno=True).prctl(29, ctypes.c_ulong(10**18)):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+@attack("C39", "launchers take the kernel's timer slack first of all", once=True, peers=False)
+def late_clock(arena: Arena) -> Seen:
+    """The payload ends by itself after 5 s, its limit is one second. The control is a careless wrapper that waits so long and then kills."""
+    words = hostile("c_processes", "sleeper", 5)
+    if arena.control:
+        ran = arena.run(*hostile("c_processes", "careless_limit", 1), *words, preexec_fn=slacken)
+    else:
+        ran = arena.run(*words, options=["--wall", "1s"], preexec_fn=slacken, seconds=20)
+    return Seen(ran.rc == 0, f"{'slept to its end' if ran.rc == 0 else 'ended'} after {ran.seconds:.1f} s, the limit is 1 s ({ran.line})")
+
+
 CONNECTIONS = Path("/sys/fs/fuse/connections")
 
 
@@ -142,8 +170,9 @@ def connections() -> set[str]:
     return {one.name for one in CONNECTIONS.iterdir()}
 
 
-def cut_at_the_end(arena: Arena, others: set[str], uid: int) -> None:
-    """Of that uid's FUSE connections those that others has not. By a child of the try's, which waits for its end: also for that by a signal."""
+def cut_at_the_end(arena: Arena, others: set[str], uid: int) -> Callable[[], object]:
+    """Of that uid's FUSE connections those that others has not; the end is that of the try, also by a signal, or when this is called: it waits for a
+    child of the try's, which does it."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -157,8 +186,14 @@ def cut_at_the_end(arena: Arena, others: set[str], uid: int) -> None:
         finally:
             os._exit(0)
     os.close(reader)
-    arena.undo(lambda: os.waitpid(pid, 0))
-    arena.undo(lambda: os.close(writer))
+
+    @functools.cache
+    def end() -> None:
+        os.close(writer)
+        os.waitpid(pid, 0)
+
+    arena.undo(end)
+    return end
 
 
 @attack("C36", "its FUSE connections are cut, where the id is the run's alone; strict: no user namespace", needs=("root", "fuse", "userns"),
@@ -174,8 +209,28 @@ def waits_for_itself(arena: Arena) -> Seen:
     began, ran = time.monotonic(), Ran(None, said.encode(), b"", 0, True)
     if not arena.control:
         arena.run("/bin/true", refusal=True)
-    arena.until(lambda: not held(arena, ran).reached, 0.2 if arena.control else 2.5)
+    arena.until(lambda: not held(arena, ran).reached, 0.2 if arena.control else 10)
     return held(arena, replace(ran, seconds=time.monotonic() - began))
+
+
+@attack("C40", "who looks at processes asks for nothing that takes their mmap_lock", needs=("root", "fuse", "userns"), peers=False,
+        only=lambda at: at.profile in ("batch", "none"))
+def locked_memory(arena: Arena) -> Seen:
+    """The pilot asks ``nodewrap ps``, whose row is this run's. The control reads each process's command line, as psutil and ps(1) do."""
+    others = connections()
+    live = arena.begin_payload("c_processes", "locked_memory")
+    pid, said = live.pid(), live.hear()
+    if said != "holds":
+        raise NotRunError(f"it holds nothing: {said or live.end(seconds=1).line}")
+    cut = cut_at_the_end(arena, others, psutil.Process(pid).uids().real)
+    at = arena.wrapper.configuration
+    look = [at.binary, "ps", "--json"] if at else ["/bin/cat", *(f"/proc/{one.pid}/cmdline" for one in psutil.Process(pid).children(recursive=True))]
+    ran = arena.run(*look, as_is=True, seconds=8)
+    cut()
+    live.end(b"")
+    if at and ran.rc is not None and not ran.out:
+        raise NotRunError(f"ps does not tell the run: {ran.line}")
+    return Seen(ran.rc is None, f"who looks {'waits' if ran.rc is None else 'is told'} ({ran.seconds:.1f} s, status {ran.rc})")
 
 
 # ---- the payload's own end ----
@@ -291,7 +346,7 @@ def setid_programs(arena: Arena) -> Seen:
     canary.chmod(0o4755)
     live = arena.begin_payload("c_processes", "setids", "./canary", f"su {arena.caller.name} -c true")
     said = live.hear()
-    names = {comm(one.pid) for one in psutil.Process().children(recursive=True) if one.uids().effective == 0} & {"canary", "su"}
+    names = {comm(one.pid) for one in family_with(lambda one: one.uids().effective == 0)} & {"canary", "su"}
     live.end(b"")
     return Seen(bool(names), f"with root's rights: {', '.join(sorted(names)) or 'none'} ({said})")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import functools
 import os
 import secrets
 import stat
@@ -440,8 +441,14 @@ def full_tmp(arena: Arena) -> Seen:
 @attack("D26", "what holds them is ended", needs=("root", "userns"))
 def pinned_namespace(arena: Arena) -> Seen:
     """A daemon in namespaces of its own, held by a bind mount. Judged by who has that mount namespace after the end."""
-    ran = arena.payload("d_files", "pin")
-    number = int(ran.out) if ran.out.strip().isdigit() else 0
+    live = arena.begin_payload("d_files", "pin")
+    said = live.hear()
+    number = int(said) if said.isdigit() else 0
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):  # held by us, too, its number goes to no other namespace
+            if number and namespace(pid) == number:
+                arena.undo(functools.partial(os.close, os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY)))
+    live.end(b"")
     holders = [pid for pid in filter(str.isdigit, os.listdir("/proc")) if number and namespace(pid) == number]
     is_hosts = number == os.stat("/proc/self/ns/mnt").st_ino
     where = ", that of the node" if is_hosts else ""

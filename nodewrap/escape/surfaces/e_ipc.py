@@ -263,9 +263,10 @@ def foreground_stolen(arena: Arena) -> Seen:
     live = arena.begin_payload("e_ipc", "take_foreground", **terminal.popen())
     said = live.hear()
     front = os.tcgetpgrp(terminal.master)
+    over = live.process.poll() is not None  # nobody is in front of a terminal whose session has ended
     ran = live.end()
-    if not said:
-        raise NotRunError(f"the payload did not start: {ran.line}")
+    if not said or over:
+        raise NotRunError(f"{'looked at too late' if said else 'the payload did not start'}: {ran.line}")
     return Seen(front != live.process.pid, f"in front is {'the wrapper' if front == live.process.pid else 'a group of the payload'} ({said[:80]})")
 
 

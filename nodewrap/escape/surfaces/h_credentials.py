@@ -343,9 +343,10 @@ def _has(pid: int, needle: bytes) -> bool:
         try:
             maps = files.enter_context(open(f"/proc/{pid}/maps"))
             memory = files.enter_context(open(f"/proc/{pid}/mem", "rb", 0))
-        except FileNotFoundError:
+            lines = maps.readlines()
+        except (FileNotFoundError, ProcessLookupError):
             return False
-        for line in maps:
+        for line in lines:
             first, last = (int(word, 16) for word in line.split()[0].split("-"))
             try:
                 memory.seek(first)

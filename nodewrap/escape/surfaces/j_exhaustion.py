@@ -191,12 +191,12 @@ def many_at_once(arena: Arena) -> Seen:
 
 @attack("J15", "memory file systems end with the run; in none a walk as the id", accepted=(SAME_ID_BARE, SHARED_ID_BARE))
 def cleanup_bomb(arena: Arena) -> Seen:
-    """2,100 files at the very end. Reached: they stay, or the end takes longer than five seconds."""
+    """2,100 files at the very end. Reached: they stay, or the end takes longer than twelve seconds."""
     for place in PLACES:
         arena.undo(lambda place=place: shutil.rmtree(f"{place}/{arena.nonce}"))  # type: ignore[misc]
     ran = arena.payload(HERE, "litter", arena.nonce, 700)
     left = [place for place in PLACES if os.path.exists(f"{place}/{arena.nonce}")]
-    return Seen(bool(left) or ran.seconds > 6, f"left in: {', '.join(left) or 'nothing'}; start to end {ran.seconds:.1f} s")
+    return Seen(bool(left) or ran.seconds > 12, f"left in: {', '.join(left) or 'nothing'}; start to end {ran.seconds:.1f} s")
 
 
 @attack("J16", "init reaps orphans, and is waited for", only=lambda at: at.profile in ("strict", "none"), peers=False)
@@ -233,7 +233,7 @@ def groups_left(arena: Arena) -> Seen:
     def left() -> list[str]:
         return [where for where, _, _ in os.walk(top) if where.rpartition("/")[2].removeprefix("nodewrap-") in runs]
 
-    arena.until(lambda: not left(), 3)
+    arena.until(lambda: not left(), 10)
     return Seen(bool(left()), f"groups left of {len(runs)} runs: {left() or 'none'}")
 
 
@@ -243,7 +243,7 @@ def deep_namespaces(arena: Arena) -> Seen:
     beat = arena.work / "beat"
     ran = arena.payload(HERE, "deep_namespaces", 30, beat, seconds=20)
     now = beat.stat().st_mtime_ns if beat.exists() else 0
-    alive = arena.until(lambda: beat.exists() and beat.stat().st_mtime_ns > now, 0.3)
+    alive = arena.until(lambda: beat.exists() and beat.stat().st_mtime_ns > now, 3.0 if arena.control else 0.3)
     return Seen(alive, f"the innermost {'still writes' if alive else 'writes no more'}; {ran.line}")
 
 
@@ -287,18 +287,18 @@ def unread_output(arena: Arena) -> Seen:
     return Seen(most > 16 * MIB, f"{most / MIB:.1f} MiB in the wrapper's largest process")
 
 
-@attack("J21", "locks are never held by a process that its caller may stop", once=True, peers=False, accepted=(OWN_LAUNCHER,))
+@attack("J21", "locks are never held by a process that its caller may stop", once=True, peers=False, seconds=180, accepted=(OWN_LAUNCHER,))
 def stopped_wrapper(arena: Arena) -> Seen:
-    """SIGSTOP at many moments; then another run has five seconds."""
+    """SIGSTOP at many moments; then another run has its time."""
     queue = code("careless_queue", arena.home / "queue") if arena.control else []
     waited = []
     for moment in (0.03,) if arena.control else [0.004 * number for number in range(1, 9)]:
-        first = arena.begin(*queue, "/bin/sleep", "0.05")
+        first = arena.begin(*queue, "/bin/sleep", "3" if arena.control else "0.05")
         if arena.control:
             arena.until((arena.home / "queue").exists)
         time.sleep(moment)
         os.kill(first.process.pid, signal.SIGSTOP)
-        second = arena.begin(*queue, "/bin/true").end(seconds=0.5 if arena.control else 5)
+        second = arena.begin(*queue, "/bin/true").end(seconds=0.5 if arena.control else 15)
         os.kill(first.process.pid, signal.SIGCONT)
         first.end(seconds=10)
         if second.rc is None:

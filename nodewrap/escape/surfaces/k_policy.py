@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import mmap
 import os
 import random
 import shutil
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nodewrap import _core
+from nodewrap.deep.files import file_system
 from nodewrap.doctor.checks import DRIFTS
 from nodewrap.escape.arena import Arena, NotRunError
 from nodewrap.escape.gate import seen
@@ -18,6 +21,7 @@ from nodewrap.escape.model import Seen, attack, left_out
 from nodewrap.escape.ownsite import Answer, OwnSite
 from nodewrap.escape.pki import BASE
 from nodewrap.guard import GuardError, parse_guard
+from nodewrap.policy.images import LEASED
 
 left_out(
     K10="scripts of an image are run by Apptainer, which is the payload: needs Apptainer and an image, see tests/integration/test_apptainer.py",
@@ -261,7 +265,7 @@ def runaway_pattern(arena: Arena) -> Seen:
         raise NotRunError(problems[0])
     answer = site.declared(f"{BASE}/CN={'a' * 150}")
     longer = answer.ran.seconds - usual
-    return Seen(longer > 2 or not answer.started, f"{answer.word}, {longer:.2f} s longer than without the ban")
+    return Seen(longer > 6 or not answer.started, f"{answer.word}, {longer:.2f} s longer than without the ban")
 
 
 def _at_once(arena: Arena, change: Callable[[OwnSite, bool], object]) -> Seen:
@@ -348,7 +352,7 @@ def _weak() -> list[str]:
     return [drift.path for drift in DRIFTS if Path(drift.path).exists() and Path(drift.path).read_text().strip() not in drift.good]
 
 
-@attack("K19", "nodewrap doctor names each setting that weakens the node", once_in_all=True, peers=False)
+@attack("K19", "nodewrap doctor names each setting that weakens the node", once_in_all=True, peers=False, seconds=60)
 def drift_of_the_node(arena: Arena) -> Seen:
     """Reached: a setting is weak, and doctor does not say so, whatever the caller's environment wants it to say."""
     weak = _weak()
@@ -360,9 +364,36 @@ def drift_of_the_node(arena: Arena) -> Seen:
     own = str(arena.home)
     env = {"PYTHONPATH": own, "NODEWRAP_PREFIX": own, "PATH": f"{own}:/usr/bin:/bin", "PYTHONSTARTUP": f"{own}/json.py"}
     (arena.home / "json.py").write_text("raise SystemExit('hijacked')\n")
-    ran = arena.run(at.binary, "doctor", "--json", as_is=True, env=env, seconds=25)
+    ran = arena.run(at.binary, "doctor", "--json", as_is=True, env=env, seconds=50)
+    if ran.rc is None:
+        raise NotRunError("doctor does not come to an end")
     node = json.loads(ran.out)["node"]
     silent = [path for path in weak if node[os.path.basename(path)]["yes"] is not False]
     return Seen(bool(silent), f"{len(weak)} weak settings, not named: {silent or 'none'}")
 
 
+@attack("K20", "apply takes no image that is open for writing; it is refused until it is applied again", once_in_all=True, peers=False)
+def image_changed_without_a_trace(arena: Arena) -> Seen:
+    """Its pages are mapped and dirty: what is written then is no fault, and sets no time. The control is a check that goes by the file's times."""
+    image = arena.home / "held.sif"
+    image.write_bytes(b"#!/usr/bin/env run-singularity\n\0SIF_MAGIC\0" + bytes(1 << 20))
+    arena.own(image)
+    site = None if arena.control else _ready(arena, allow="log-only batch none strict")
+    named = f'"batch"\nimage = ["{image}"]'
+    text = site.text('[apptainer]\nprogram = "/bin/true"').replace('["none", "strict"]', named) if site else ""
+    with image.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        if (kind := file_system(file.fileno())) not in LEASED:
+            raise NotRunError(f"the caller's files are on {kind}, where nobody can tell (docs/apptainer.md)")
+        memory[-1] = 0
+        if site and (problems := site.apply(text)):
+            raise NotRunError(problems[0])
+        applied, before = hashlib.sha256(memory).digest(), image.stat()
+        memory[-1] = 1
+        after = image.stat()
+        if site is None:
+            unseen = (before.st_mtime_ns, before.st_ctime_ns) == (after.st_mtime_ns, after.st_ctime_ns)
+            return Seen(unseen and hashlib.sha256(memory).digest() != applied, f"its content changed, its times {'did not' if unseen else 'too'}")
+        answer = site.run(options=["--image", str(image)])
+    if site.apply(text) or not (good := site.run(options=["--image", str(image)])).started:
+        raise NotRunError(f"it is refused too when nobody has it open: {good.word}")
+    return Seen(answer.started, f"the changed image: {answer.word}")
