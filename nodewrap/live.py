@@ -25,6 +25,7 @@ from nodewrap.guard import Guard, GuardError, parse_guard
 FRONT = "nw-"
 TAIL = 12  # digits of an id that stand in a front's name: the random ones of a UUIDv7
 SHORTEST = 8  # digits that name a run on a command line
+ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)  # not fetched by its parent yet, or just being fetched (X, kernel/exit.c, release_task)
 STOPPED = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 GONE = psutil.Error  # ended meanwhile, or not for us to see (hidepid)
 

@@ -31,14 +31,18 @@ SESSION_KEYRING, USER_KEYRING, USER_SESSION_KEYRING = -3, -4, -5  # keyrings(7)
 
 
 def processes(uids: Container[int]) -> list[Finding]:
-    """Live processes one of whose uids is among them. Zombies have ended: they are their parents' to fetch."""
+    """Live processes one of whose uids is among them. Zombies have ended: they are their parents' to fetch. Who is fetched while we look is told from
+    one that lives by having no start time any more: a finding without one would be found again for ever."""
     found = []
     for process in psutil.process_iter():
         try:
             mine = [uid for uid in process.uids() if uid in uids]
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
-                mark = str(live.ticks(process.pid))
-                found.append(Finding("process", mine[0], str(process.pid), process.create_time(), live.comm(process.pid), mark))
+            if not mine or process.status() in live.ENDED:
+                continue
+            born, comm = process.create_time(), live.comm(process.pid)
+            mark = live.ticks(process.pid)
+            if mark is not None:
+                found.append(Finding("process", mine[0], str(process.pid), born, comm, str(mark)))
         except live.GONE:
             continue
     return found

@@ -16,7 +16,7 @@ import psutil
 
 from nodewrap.escape.arena import Arena, NotRunError
 from nodewrap.escape.model import Attack, Seen
-from nodewrap.live import comm
+from nodewrap.live import ENDED, comm
 
 PR_SET_CHILD_SUBREAPER = 36
 #: What a wrapper's own helpers may take to finish when their front was killed (docs/reliability.md: two seconds), on a busy machine.
@@ -121,7 +121,7 @@ def children() -> list[psutil.Process]:
     found = []
     for one in psutil.Process().children(recursive=True):
         try:
-            if one.status() != psutil.STATUS_ZOMBIE:
+            if one.status() not in ENDED:
                 found.append(one)
         except psutil.Error:
             continue

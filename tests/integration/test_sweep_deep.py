@@ -10,8 +10,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from nodewrap import deep
 from nodewrap import live as live_runs
 from nodewrap.deep import things
 from nodewrap.deep.ids import Locks
@@ -111,6 +113,32 @@ def test_who_forks_and_ends_again_and_again_is_found_and_ended(node, pool):
     assert len(found) == 1
     assert [row["left"] for row in sweep(node, "--remove", code=0)] == [""]
     assert sweep(node, code=0) == []
+
+
+def test_a_process_that_is_fetched_while_it_is_looked_at_is_not_found(pool, monkeypatch):
+    """Its pid has no start time any more, nor had it one a moment later: the two were taken for one process that is still there."""
+    process = as_account(pool, "/bin/sleep", "300")
+    status = psutil.Process.status
+
+    def and_it_ends(self):
+        told = status(self)
+        if self.pid == process.pid and process.poll() is None:
+            process.kill()
+            process.wait()
+        return told
+
+    monkeypatch.setattr(psutil.Process, "status", and_it_ends)
+    assert things.processes((pool.uid,)) == []
+    assert process.returncode == -9, "the listing came upon it"
+
+
+def test_a_process_whose_pid_is_free_again_is_not_there_any_more(pool):
+    process = as_account(pool, "/bin/sleep", "300")
+    [found] = things.processes((pool.uid,))
+    assert deep._still(found)
+    process.kill()
+    process.wait()
+    assert not deep._still(found)
 
 
 def test_who_forks_and_ends_again_and_again_is_ended_however_late_the_signal_comes(pool, monkeypatch):

@@ -763,7 +763,7 @@ def first_to_be_killed(arena: Arena) -> Seen:
 def is_alive(pid: int) -> bool:
     """There, and no zombie."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return False
 
 
