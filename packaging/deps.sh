@@ -9,7 +9,7 @@ say() { printf '%s\n' "$*"; }
 
 if command -v apt-get >/dev/null; then
     build='gcc make libc6-dev libcap-dev libffi-dev libseccomp2 python3-venv python3-dev'
-    more='voms-clients lcmaps-plugins-verify-proxy uidmap openssl bubblewrap cppcheck clang-tidy clang pandoc acl attr busybox-static squashfs-tools squashfuse nftables iproute2 passt
+    more='voms-clients lcmaps-plugins-verify-proxy uidmap openssl bubblewrap cppcheck clang-tidy clang libclang-rt-dev pandoc acl attr busybox-static squashfs-tools squashfuse nftables iproute2 passt
           firejail sudo unhide stress-ng debsums'
     has() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'; }
     install='apt-get install -y --no-install-recommends'
@@ -17,7 +17,7 @@ if command -v apt-get >/dev/null; then
 elif command -v dnf >/dev/null; then
     # EL: pandoc and cppcheck come from CRB and EPEL, voms-clients-cpp from EPEL; glibc-static and the headers from CRB.
     build='gcc make glibc-devel libcap-devel libffi-devel libseccomp python3-devel'
-    more='glibc-static voms-clients-cpp lcmaps-plugins-verify-proxy shadow-utils openssl bubblewrap cppcheck clang clang-tools-extra pandoc acl attr busybox squashfs-tools squashfuse apptainer nftables iproute passt'
+    more='glibc-static voms-clients-cpp lcmaps-plugins-verify-proxy shadow-utils openssl bubblewrap cppcheck clang compiler-rt clang-tools-extra pandoc acl attr busybox squashfs-tools squashfuse apptainer nftables iproute passt'
     has() { rpm -q --quiet "$1" || rpm -q --quiet --whatprovides "$1"; }
     install='dnf install -y'
     refresh=:
