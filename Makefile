@@ -24,6 +24,8 @@ PYTHON     ?= $(shell readlink -f /usr/bin/python3 2>/dev/null || command -v pyt
 ifeq ($(origin CC),default)
 CC         := gcc
 endif
+# packaging/musl-cc: with musl for a C library, which starts faster than glibc, above all in a virtual machine (docs/benchmarks.md).
+LAUNCHER_CC ?= $(CC)
 PANDOC     ?= $(shell command -v pandoc 2>/dev/null)
 # setuid needs root to install; without root there is the user-namespace launcher.
 LAUNCHER   ?= $(if $(ROOT),setuid,userns)
@@ -41,11 +43,13 @@ VPY        := $(VENV)/bin/python
 
 # packaging/ccflags.sh tries each option; asked once per make run, and only when something is compiled (a variable that replaces itself).
 WARNINGS   := -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wformat=2
-HARDENING   = $(eval HARDENING := $$(shell packaging/ccflags.sh cflags $(CC)))$(HARDENING)
-HARDLINK    = $(eval HARDLINK := $$(shell packaging/ccflags.sh ldflags $(CC)))$(HARDLINK)
+HARDENING   = $(eval HARDENING := $$(shell packaging/ccflags.sh cflags $(LAUNCHER_CC)))$(HARDENING)
+HARDLINK    = $(eval HARDLINK := $$(shell packaging/ccflags.sh ldflags $(LAUNCHER_CC)))$(HARDLINK)
 CFLAGS     ?= -O2
+, := ,
 DEFINES    := -DNW_VERSION='"$(VERSION)"' -DNW_GUARD='"$(SYSCONFDIR)/nodewrap/guard"' -DNW_LIBEXEC='"$(LIBEXEC)"' \
               -DNW_PYTHON_CLI='"$(LIB)/venv/bin/python3"'
+EARLY      := $(if $(findstring musl,$(LAUNCHER_CC)),-Wl$(,)--wrap=__libc_start_main)
 FLAGS      := -std=gnu11 $(CFLAGS) $(WARNINGS) $(DEFINES)
 
 # V=1 shows the compiler's whole command lines.
@@ -80,19 +84,19 @@ rewrite = new=$$(mktemp $@.XXXXXX) && printf '%s\n' $(1) >$$new; if cmp -s $$new
 
 $(OBJDIR)/flags: FORCE
 	@mkdir -p $(OBJDIR)
-	@$(call rewrite,'$(subst ','\'',$(CC) $(FLAGS))')
+	@$(call rewrite,'$(subst ','\'',$(LAUNCHER_CC) $(FLAGS))')
 
 $(OBJDIR)/%.o: csrc/%.c $(OBJDIR)/flags
 	@echo 'cc $<'
-	$(Q)$(CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
+	$(Q)$(LAUNCHER_CC) $(FLAGS) $(HARDENING) -MMD -MP -c -o $@ $<
 
 $(OBJDIR)/nodewrap-%: $(OBJDIR)/launch_%.o $(patsubst csrc/%.c,$(OBJDIR)/%.o,$(SHARED))
 	@echo 'link $@'
-	$(Q)$(CC) $(HARDLINK) -o $@ $^
+	$(Q)$(LAUNCHER_CC) $(HARDLINK) $(EARLY) -o $@ $^
 
 $(OBJDIR)/nodewrap: $(OBJDIR)/front.o
 	@echo 'link $@'
-	$(Q)$(CC) $(HARDLINK) -o $@ $^
+	$(Q)$(LAUNCHER_CC) $(HARDLINK) -o $@ $^
 
 .SECONDARY:
 -include $(wildcard $(OBJDIR)/*.d)

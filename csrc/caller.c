@@ -34,13 +34,20 @@ void nwp_close_callers(struct nw_caller *c, int keep) {
 		if (fd != keep && c->open[fd / 64] & 1ull << fd % 64) close(fd);
 }
 
+/* By the kernel's own call: C libraries keep some for themselves (glibc 32 and 33, musl 34 too, which is glibc's SIGRTMIN), and would let a payload be
+ * started with those ignored. */
+static int all_default(void) {
+	const struct { void *handler; unsigned long flags; void *restorer; uint64_t mask; } dfl = { 0 };
+	for (int s = 1; s < _NSIG; s++)
+		if (s != SIGKILL && s != SIGSTOP && syscall(SYS_rt_sigaction, s, &dfl, NULL, sizeof dfl.mask)) return -1;
+	return 0;
+}
+
 static int take_signals(struct nw_err *e) {
-	struct sigaction dfl = { .sa_handler = SIG_DFL }, ign = { .sa_handler = SIG_IGN };
-	sigset_t all;
-	sigfillset(&all);
-	for (int s = 1; s < NSIG; s++) sigaction(s, &dfl, NULL); /* fails for KILL, STOP and libc's own two, which is right */
+	struct sigaction ign = { .sa_handler = SIG_IGN };
+	const sigset_t all = nwp_all_signals();
 	/* A record cut by a reader's death or a size limit must be an error we see, not our death. */
-	if (sigaction(SIGPIPE, &ign, NULL) || sigaction(SIGXFSZ, &ign, NULL) || sigprocmask(SIG_SETMASK, &all, NULL))
+	if (all_default() || sigaction(SIGPIPE, &ign, NULL) || sigaction(SIGXFSZ, &ign, NULL) || sigprocmask(SIG_SETMASK, &all, NULL))
 		return nw_fail(e, NW_INTERNAL, "NW-SIGNALS", "cannot set signals: %s", strerror(errno));
 	return 0;
 }

@@ -1,4 +1,4 @@
-/* System calls for which the C library has no function: glibc before 2.36 (EL9 has 2.34). Arguments as in their manual pages. */
+/* System calls for which the C library has no function: glibc before 2.36 (EL9 has 2.34), musl. Arguments as in their manual pages. */
 #ifndef NW_CALLS_H
 #define NW_CALLS_H
 
@@ -35,6 +35,25 @@ static inline int move_mount(int from, const char *from_path, int to, const char
 
 static inline int mount_setattr(int dir, const char *path, unsigned flags, struct mount_attr *attributes, size_t size) {
 	return (int)syscall(SYS_mount_setattr, dir, path, flags, attributes, size);
+}
+#endif
+
+#ifndef SYS_quotactl_fd
+#define SYS_quotactl_fd 443
+#endif
+
+#ifndef __GLIBC__
+#include <sys/stat.h>
+#define statx kernel_statx /* musl 1.2.5 has one, without the mount's number */
+#define statx_timestamp kernel_statx_timestamp
+#include <linux/stat.h>
+
+static inline int statx(int dir, const char *path, int flags, unsigned mask, struct statx *told) {
+	return (int)syscall(SYS_statx, dir, path, flags, mask, told);
+}
+
+static inline int close_range(unsigned first, unsigned last, int flags) {
+	return (int)syscall(SYS_close_range, first, last, flags);
 }
 #endif
 

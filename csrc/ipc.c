@@ -51,6 +51,13 @@ static bool next(FILE *f, long long *n, bool *bad) {
 	return true;
 }
 
+/* As System V stamps its objects. Not time(3): musl's is ahead of it, by up to a tick. */
+static int64_t this_second(void) {
+	struct timespec t = { 0 };
+	clock_gettime(CLOCK_REALTIME_COARSE, &t);
+	return t.tv_sec;
+}
+
 /* The last second in which an object of the id was made, or a queue used. */
 static int64_t newest(const struct nw_run *r) {
 	long long n[COLUMNS];
@@ -69,7 +76,7 @@ static int64_t newest(const struct nw_run *r) {
 	for (struct dirent *x; d && (x = nwp_entry(d, &bad));)
 		if (fstatat(queues, x->d_name, &st, 0) == 0 && st.st_uid == r->id.uid && st.st_mtime > at) at = st.st_mtime;
 	if (d) closedir(d);
-	return bad ? time(NULL) : at;
+	return bad ? this_second() : at;
 }
 
 /* Runs that share an id hold one lock together; its file's time is when the first of them came, by the kernel's coarse clock like all times
@@ -82,7 +89,7 @@ int nwp_share_id(struct nw_run *r, int ids, struct nw_err *e) {
 	snprintf(name, sizeof name, "%u.shared", r->id.uid);
 	r->range = openat(ids, name, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (r->range >= 0 && flock(r->range, LOCK_EX | LOCK_NB) == 0) {
-		for (int i = 0; i < 110 && newest(r) >= time(NULL); i++) usleep(10000);
+		for (int i = 0; i < 110 && newest(r) >= this_second(); i++) usleep(10000);
 		bad = futimens(r->range, NULL);
 	}
 	if (r->range < 0 || bad) return nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/ids/%s: %s", r->guard.state, name, strerror(errno));

@@ -365,6 +365,7 @@ int nwp_clean_ipc(struct nw_run *r, bool stuck);
 
 /* sys.c */
 uint64_t nwp_now_ms(void);
+sigset_t nwp_all_signals(void);
 uint64_t nwp_realtime_us(void);
 void nwp_close(int *fd);
 int nwp_write_all(int fd, const void *p, size_t n);

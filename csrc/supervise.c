@@ -266,7 +266,7 @@ static void stop(bool key) {
 	sigset_t one;
 	sigemptyset(&one);
 	sigaddset(&one, SIGTSTP);
-	raise(key ? SIGTSTP : SIGSTOP);
+	kill(getpid(), key ? SIGTSTP : SIGSTOP);
 	sigprocmask(SIG_UNBLOCK, &one, NULL);
 	sigprocmask(SIG_BLOCK, &one, NULL);
 }
@@ -315,8 +315,7 @@ static void take_end(struct nw_run *r) {
 }
 
 static int open_signals(void) {
-	sigset_t all;
-	sigfillset(&all);
+	const sigset_t all = nwp_all_signals();
 	return signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
 }
 

@@ -1,6 +1,13 @@
 /* Small wrappers without policy: time, descriptors, calls that libc lacks. */
 #include "run.h"
 
+/* Those too that C libraries keep for themselves: sigfillset(3) leaves them out. */
+sigset_t nwp_all_signals(void) {
+	sigset_t all;
+	memset(&all, 0xff, sizeof all);
+	return all;
+}
+
 /* CLOCK_BOOTTIME: limits go on while the machine is suspended and do not follow a stepped wall clock. */
 uint64_t nwp_now_ms(void) {
 	struct timespec t;

@@ -9,7 +9,7 @@ say() { printf '%s\n' "$*"; }
 
 if command -v apt-get >/dev/null; then
     build='gcc make libc6-dev libcap-dev libffi-dev libseccomp2 python3-venv python3-dev'
-    more='voms-clients lcmaps-plugins-verify-proxy uidmap openssl bubblewrap cppcheck clang-tidy clang libclang-rt-dev pandoc acl attr busybox-static squashfs-tools squashfuse nftables iproute2 passt
+    more='musl-tools voms-clients lcmaps-plugins-verify-proxy uidmap openssl bubblewrap cppcheck clang-tidy clang libclang-rt-dev pandoc acl attr busybox-static squashfs-tools squashfuse nftables iproute2 passt
           firejail sudo unhide stress-ng debsums'
     has() { dpkg-query -W -f '${Status}' "$1" 2>/dev/null | grep -q '^install ok installed'; }
     install='apt-get install -y --no-install-recommends'

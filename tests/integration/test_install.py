@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import resource
 import shutil
 import stat
 import subprocess
@@ -53,6 +54,44 @@ def test_setuid_launcher_is_root_4750_with_the_callers_group(setuid_site, sessio
     info = (setuid_site.prefix / "libexec/nodewrap/nodewrap-setuid").stat()
     assert stat.S_IMODE(info.st_mode) == 0o4750
     assert (info.st_uid, info.st_gid) == (0, grp.getgrnam(session.callers).gr_gid)
+
+
+@pytest.fixture
+def with_musl(node):
+    """The node's launcher as LAUNCHER_CC=packaging/musl-cc makes it, beside the other one. It is compiled once for all tests."""
+    need("musl-gcc")
+    objects = node.site.session.top / f"musl-{node.site.launcher}"
+    ours = node.site.prefix / f"libexec/nodewrap/nodewrap-{node.site.launcher}"
+    program = ours.with_name("nodewrap-musl")
+    node.site.make("launchers", OBJDIR=objects, LAUNCHER_CC="packaging/musl-cc")
+    try:
+        shutil.copy(objects / ours.name, program)
+        os.chown(program, ours.stat().st_uid, ours.stat().st_gid)
+        program.chmod(stat.S_IMODE(ours.stat().st_mode))
+        yield program
+    finally:
+        program.unlink(missing_ok=True)
+
+
+def test_launcher_with_musl_runs_payloads_and_does_not_ask_the_processor_what_it_can(node, with_musl):
+    """Each cpuid is answered by a virtual machine's monitor; glibc's start has some twenty (docs/benchmarks.md)."""
+    need("objdump")
+    code = command("objdump", "-d", "--no-show-raw-insn", with_musl)
+    assert "syscall" in code
+    assert "cpuid" not in code
+    ran = node.site.run(node.argv("map", ["/bin/echo", "ran"], launcher=with_musl), env={"NODEWRAP_GUARD": str(node.site.sysconf / "guard")})
+    assert (ran.rc, ran.out, ran.err) == (0, b"ran\n", b"")
+    assert ran.record("cleanup")["nodewrap"]["cleanup"]["processes_left"] == 0
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_launcher_with_musl_tells_of_a_limit_that_musl_itself_would_end_at_without_a_word(node, with_musl, files):
+    short = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # noqa: E731
+    process = node.site.start(node.argv("map", ["/bin/true"], launcher=with_musl), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, preexec_fn=short)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 201
+    assert err.startswith(b"nodewrap: NW-LIMIT: RLIMIT_NOFILE")
+    assert err.count(b"\n") == 1
 
 
 def test_outsider_cannot_execute_the_setuid_launcher(setuid_site, session):
