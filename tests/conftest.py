@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import json
 import os
 import pickle
+import select
 import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.need import MUST_WORK, need
+from tests.files import CHECKOUT
+from tests.need import MUST_WORK, missing, need
 from tests.site import Session
 
 # A loaded machine, or a core under ASan, is slow but not wrong. A build machine sees the same examples each time; elsewhere they vary and find more.
@@ -20,10 +26,23 @@ settings.register_profile("nodewrap", deadline=None, suppress_health_check=[Heal
 settings.load_profile("nodewrap")
 
 
+#: Tests that touch nothing of the machine, beside which the escape suite does its work; then come those that look at its results.
+ALONE = ("unit", "property", "differential", "lint")
+SUITE = "test_escape_suite.py"
+
+
+def pytest_collection_modifyitems(items):
+    def rank(item):
+        return 0 if item.path.relative_to(CHECKOUT / "tests").parts[0] in ALONE else 1 if item.path.name == SUITE else 2
+
+    items.sort(key=rank)
+
+
 def pytest_collection_finish():
     """Thousands of tests are there to stay: looked through again and again, they would keep a test waiting for 50 ms in the middle."""
     gc.collect()
     gc.freeze()
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", returncode=143))  # so that what was made is taken back
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,13 +57,47 @@ def fuse_for_everybody():
         device.chmod(mode)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def escape_suite(request, fuse_for_everybody, tmp_path_factory):
+    """The suite in a process of its own, as it ends all that descends from it, with its own accounts and installations. What is given waits for it
+    and returns its results as in the JSON report; None where no test asks for them."""
+    if not any(item.path.name == SUITE for item in request.session.items) or missing("userns"):
+        yield None
+        return
+    where = tmp_path_factory.mktemp("escape")
+    ready = os.environ.get("NODEWRAP_TEST_SESSION")
+    how = ["--each-mode-once", "--report", "json", "--output", where / "out", *(["--session", ready] if ready else [])]
+    with open(where / "said", "w") as said:
+        end = not_a_child([sys.executable, "-m", "tests.escape.suite", *map(str, how)], said)
+
+    def results():
+        assert select.select([end], [], [], 1500)[0], "the escape suite has not ended after 25 minutes"
+        assert (where / "out").exists(), (where / "said").read_text()[-6000:]
+        return json.loads((where / "out").read_text())["results"]
+
+    try:
+        yield results
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(end, signal.SIGTERM)  # it takes back what it made
+        select.select([end], [], [], 120)
+        os.close(end)
+
+
+def not_a_child(argv, output):
+    """Starts it in a session of its own and returns its pidfd. Tests look at all that descends from them, and wait for any child."""
+    code = "import os, sys\npid = os.fork()\nif pid:\n  print(pid)\nelse:\n  os.setsid(); os.dup2(2, 1); os.execv(sys.argv[1], sys.argv[1:])"
+    starter = [sys.executable, "-c", code, *argv]
+    told = subprocess.run(starter, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=output, check=True)
+    return os.pidfd_open(int(told.stdout))
+
+
 @pytest.fixture(scope="session")
 def session():
     """The session's accounts and installations; taken back at the end, also after a failure, Ctrl-C or SIGTERM."""
     if "NODEWRAP_TEST_SESSION" in os.environ:  # made outside of the machine that we are in (tests/kernel), which forgets everything at its end
         yield pickle.loads(Path(os.environ["NODEWRAP_TEST_SESSION"]).read_bytes())
         return
-    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("ended by SIGTERM", returncode=143))
     made = Session()
     yield made
     made.close()

@@ -1,24 +1,18 @@
 """Every attack of the suite (nodewrap/escape) against real installations: each launcher, mode and profile (``make escape``: all combinations).
 
-The suite ends all that descends from it, so it runs in a process of its own, once; each attack's results are looked at by a test of its name, in
-which the CVEs stand that it replays.
+The suite runs once, beside other tests (tests/conftest.py); each attack's results are looked at by a test of its name, in which the CVEs stand that
+it replays.
 """
 
 from __future__ import annotations
 
-import json
-import pickle
 import re
-import subprocess
-import sys
 
 import pytest
 
 from nodewrap.escape.model import LEFT_OUT, attacks, catalogue
-from tests.conftest import installation
 from tests.files import CHECKOUT
 from tests.need import need
-from tests.site import ROOT
 
 ATTACKS = attacks()
 FLAW = re.compile(r"CVE-\d+-\d+|GHSA(?:-\w{4}){3}")
@@ -29,18 +23,11 @@ def name(attack):
 
 
 @pytest.fixture(scope="module")
-def results(session, tmp_path_factory):
+def results(escape_suite):
     """{id of an attack: [result, as in the JSON report]}"""
     need("userns")
-    for launcher in ("setuid", "userns") if ROOT else ("userns",):
-        installation(session, launcher)
-    where = tmp_path_factory.mktemp("escape")
-    (where / "session").write_bytes(pickle.dumps(session))
-    how = ["--session", where / "session", "--each-mode-once", "--report", "json", "--output", where / "out"]
-    done = subprocess.run([sys.executable, "-m", "tests.escape.suite", *how], cwd=CHECKOUT, capture_output=True, text=True, timeout=1200)
-    assert (where / "out").exists(), done.stdout[-3000:] + done.stderr[-3000:]
     found = {}
-    for one in json.loads((where / "out").read_text())["results"]:
+    for one in escape_suite():
         found.setdefault(one["attack"], []).append(one)
     return found
 
