@@ -24,7 +24,7 @@ PYTHON     ?= $(shell readlink -f /usr/bin/python3 2>/dev/null || command -v pyt
 ifeq ($(origin CC),default)
 CC         := gcc
 endif
-# packaging/musl-cc: with musl for a C library, which starts faster than glibc, above all in a virtual machine (docs/benchmarks.md).
+# packaging/musl-cc: with musl for a C library, which starts faster where a virtual machine's monitor answers cpuid slowly (docs/benchmarks.md).
 LAUNCHER_CC ?= $(CC)
 PANDOC     ?= $(shell command -v pandoc 2>/dev/null)
 # setuid needs root to install; without root there is the user-namespace launcher.
