@@ -116,27 +116,39 @@ static void __attribute__((noreturn)) reap(int sock, pid_t payload) {
 	_exit(nwp_write_all(sock, &m, sizeof m) != 0);
 }
 
+/* The payload, until its root is built (nwp_payload), waits at the other end of built. */
+static pid_t clone_payload(struct nw_run *r, int payload_sock, const int *built, const void *filter, size_t len) {
+	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
+	pid_t p = nwp_set_groups(r) ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
+	if (p) return p;
+	close(built[1]);
+	nwp_payload(r, payload_sock, built[0], filter, len);
+}
+
 static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int payload_sock, const void *filter, size_t len) {
 	struct nw_msg m = { .what = NW_NEWS_ERROR };
-	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
+	int built[2];
 	char go;
-	pid_t p;
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || read(sock, &go, 1) != 1 || prctl(PR_SET_NAME, "nodewrap-init"))
-		_exit(124); /* the launcher is gone: read() saw the end of its socket */
+	pid_t p = -1;
+	bool bad = false;
 	/* Real root keeps the pilot from signalling init; without privilege init is root, or the one mapped id, of its namespace. */
-	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0) || prctl(PR_SET_PDEATHSIG, SIGKILL))) _exit(124);
-	bool bad = prctl(PR_SET_DUMPABLE, 0) && nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
-	if (!bad && r->netns >= 0 && setns(r->netns, CLONE_NEWNET))
+	if (r->launcher->privileged && (setresgid(0, 0, 0) || setresuid(0, 0, 0))) _exit(124);
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NAME, "nodewrap-init")) _exit(124);
+	if (r->netns >= 0 && setns(r->netns, CLONE_NEWNET))
 		bad = nw_fail(&m.err, NW_INTERNAL, "NW-NAMESPACE", "init cannot enter its network: %s", strerror(errno));
+	bad = bad || nwp_open_inside(r, &m.err);
+	if (!bad && (pipe2(built, O_CLOEXEC) || (p = clone_payload(r, payload_sock, built, filter, len)) < 0))
+		bad = nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "no process for the payload: %s", strerror(errno));
+	if (!bad && read(sock, &go, 1) != 1) _exit(124); /* the launcher is gone. Its word comes when our ids are mapped, for which we are dumpable until then */
+	if (!bad && prctl(PR_SET_DUMPABLE, 0)) bad = nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
 	if (bad || nwp_build_root(r, &m.err)) {
 		nwp_write_all(sock, &m, sizeof m);
 		_exit(124);
 	}
-	p = nwp_set_groups(r) ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
-	if (p == 0) nwp_payload(r, payload_sock, filter, len);
+	if (write(built[1], "", 1) != 1) _exit(124);
 	nwp_forget_files(r);
 	int null = open("/dev/null", O_RDWR | O_CLOEXEC), high = fcntl(sock, F_DUPFD_CLOEXEC, 10);
-	if (p < 0 || null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 ||
+	if (null < 0 || high < 0 || dup2(null, 0) < 0 || dup2(null, 1) < 0 || dup2(null, 2) < 0 || dup2(high, 3) < 0 ||
 		close_range(4, ~0u, 0)) {
 		nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
 		nwp_write_all(sock, &m, sizeof m);
@@ -259,8 +271,9 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	nwp_forget_files(r);
 	if (bad) return e->exit ? -1 : nw_fail(e, NW_INTERNAL, "NW-STDIO", "cannot arrange stdin, stdout, stderr: %s", strerror(errno));
 	if (nwp_give_work(r)) return nw_fail(e, NW_INTERNAL, "NW-WORKDIR", "%s: cannot be given to the payload", r->work.path);
-	if (say(r->init_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "init is gone");
-	return until_ready(r, e);
+	if (say(r->init_sock)) return until_ready(r, e); /* it is gone: the news are why */
+	/* While init builds the root. */
+	return nwp_record(r, "authorize", NULL, false, e) ? -1 : until_ready(r, e);
 }
 
 /* The records are safe: let it exec. On success its socket closes by exec; otherwise it says why (126, 127). */

@@ -19,8 +19,8 @@ int nwp_check_trusted(int fd, uid_t owner, const char *path, const char *part, s
 	return 0;
 }
 
-/* Put the target of the link fd in front of what is still to walk. */
-static int follow(int fd, char *rest, const char *path, struct nw_err *e) {
+/* Put the target of the link fd in front of what is still to walk. By itself, so that walks without links need not its 8 KiB of stack. */
+static int __attribute__((noinline)) follow(int fd, char *rest, const char *path, struct nw_err *e) {
 	char target[PATH_MAX], tail[PATH_MAX];
 	ssize_t n = readlinkat(fd, "", target, sizeof target - 1);
 	if (n < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: cannot read a link: %s", path, strerror(errno));

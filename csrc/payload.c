@@ -138,7 +138,8 @@ static void await_maps(struct nw_run *r, int sock) {
 	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1) _exit(125);
 }
 
-void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
+/* built: where init says that the root is there, in which all from there on is looked up. What comes before it is done beside init's work. */
+void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size_t len) {
 	struct nw_msg ready = { .what = NW_NEWS_READY };
 	char **argv = build_argv(r), **env, go, loginuid[16];
 	struct sigaction dfl = { .sa_handler = SIG_DFL };
@@ -147,6 +148,8 @@ void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) {
 	if (setsid() < 0 || !argv || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	if (r->tty >= 0 && ioctl(r->tty, TIOCSCTTY, 0)) give_up(sock, 125, NW_INTERNAL, "NW-STDIO", "no controlling terminal for", "the payload");
 	await_maps(r, sock);
+	/* Our "/" has changed with init's (pivot_root(2)). Without a word it is gone, and has told why. */
+	if (read(built, &go, 1) != 1 || chdir("/")) _exit(125);
 	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
 	if (!r->launcher->privileged) prctl(PR_SET_DUMPABLE, 1);
 	ready.loginuid = nwp_write_file("/proc/self/loginuid", loginuid) == 0;

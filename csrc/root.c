@@ -136,7 +136,7 @@ static int dev_base(int root, struct nw_err *e) {
 	for (size_t i = 0; at >= 0 && i < sizeof link / sizeof *link; i++)
 		if (symlinkat(link[i].to, at, link[i].name)) {
 			nwp_close(&at);
-			return errno == EEXIST && i == 0 ? 0 : fail(e, "cannot link /dev", link[i].name);
+			return errno == EEXIST && i == 0 ? 0 : fail(e, "cannot link /dev", link[i].name); /* a /dev that another entry shows */
 		}
 	nwp_close(&at);
 	mnt = new_fs("devpts", options, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC);
@@ -169,8 +169,10 @@ static int do_devs(int root, const char *pattern, struct nw_err *e) {
 }
 
 static int do_dev(int root, const struct nw_op *op, struct nw_err *e) {
+	static bool based;
 	char path[NW_PATH + 8];
-	if (dev_base(root, e)) return -1;
+	if (!based && dev_base(root, e)) return -1;
+	based = true;
 	if (strchr(op->path, '*')) return do_devs(root, op->path, e);
 	snprintf(path, sizeof path, "/dev/%s", op->path);
 	return one_dev(root, path, e);
@@ -277,13 +279,13 @@ static int callers(int root, const struct nw_dir *d, const char *place, uint64_t
 	return mnt < 0 ? -1 : attach(root, mnt, place, S_ISDIR(st.st_mode), e);
 }
 
-/* A container's image; and what its runtime executes, which has no place in the root. Read-only by the mount: of the userns launcher's own files the
- * payload may be the owner, and whoever has a descriptor can open it again, for writing too (proc(5), /proc/PID/fd). */
-static int contained(struct nw_run *r, int root, struct nw_err *e) {
+/* What a container's runtime executes, which has no place in the root. Read-only by the mount: of the userns launcher's own files the payload may be
+ * the owner, and whoever has a descriptor can open it again, for writing too (proc(5), /proc/PID/fd). */
+int nwp_open_inside(struct nw_run *r, struct nw_err *e) {
 	struct stat st;
 	if (!r->decision.image) return 0;
 	r->own.mnt = again(&r->own, MOUNT_ATTR_RDONLY, &st, e);
-	return r->own.mnt < 0 ? -1 : callers(root, &r->image, NW_IMAGE, MOUNT_ATTR_RDONLY, e);
+	return r->own.mnt < 0 ? -1 : 0;
 }
 
 static int loopback_up(struct nw_err *e) {
@@ -312,7 +314,7 @@ int nwp_build_root(struct nw_run *r, struct nw_err *e) {
 		if (do_op(r, root, &r->profile.op[i], e)) return -1;
 	for (int i = 0; i < r->decision.exposes; i++)
 		if (callers(root, &r->expose[i], r->expose[i].path, 0, e)) return -1;
-	if (contained(r, root, e)) return -1;
+	if (r->decision.image && callers(root, &r->image, NW_IMAGE, MOUNT_ATTR_RDONLY, e)) return -1;
 	if (r->decision.workdir && callers(root, &r->work, r->work.path, 0, e)) return -1;
 	if (set_flags(root, MOUNT_ATTR_RDONLY, 0, 0, false)) return fail(e, "cannot close", "/");
 	/* pivot_root(".", "."): the old root lands on top of the new one and is taken off (pivot_root(2), NOTES). */

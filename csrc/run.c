@@ -94,8 +94,8 @@ static int prepare(struct nw_run *r, struct nw_err *e) {
 
 /* Step 5. The lease comes last: from then on there may be something to undo. */
 static int lease(struct nw_run *r, struct nw_err *e) {
-	return nwp_cgroup_path(r, e) || nwp_disk_path(r, e) || nwp_record(r, "authorize", NULL, false, e) || nwp_lease(r, e) ||
-	       nwp_prepare_dirs(r, e) || nwp_lease_write(r, e) || nwp_disk_make(r, e);
+	return nwp_cgroup_path(r, e) || nwp_disk_path(r, e) || nwp_lease(r, e) || nwp_prepare_dirs(r, e) || nwp_lease_write(r, e) ||
+	       nwp_disk_make(r, e);
 }
 
 /* Its owner, so that it may open /dev/stdout again. Without root the id is the pilot's, whose the terminal is. */

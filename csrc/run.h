@@ -261,6 +261,7 @@ int nwp_go(struct nw_run *r, struct nw_err *e);
 int nwp_cgroup_path(struct nw_run *r, struct nw_err *e);
 int nwp_open_cgroup(const struct nw_run *r);
 int nwp_build_root(struct nw_run *r, struct nw_err *e);
+int nwp_open_inside(struct nw_run *r, struct nw_err *e);
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e);
 
 /* net.c: a network of the run's own */
@@ -274,7 +275,7 @@ struct nw_msg {
 	bool loginuid, keyring;   /* READY */
 	struct nw_err err;        /* ERROR */
 };
-void nwp_payload(struct nw_run *r, int sock, const void *filter, size_t len) __attribute__((noreturn));
+void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size_t len) __attribute__((noreturn));
 char **nwp_build_env(const struct nw_run *r);
 int nwp_exec(const char *name, char **argv, char **env, bool search);
 int nw_exec_status(int err);
