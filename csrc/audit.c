@@ -5,6 +5,7 @@
 #define LINE 4096         /* one record at most; longer argument lists are cut */
 #define COUNT 21          /* bytes of the counter file */
 #define RESERVE (1 << 20) /* 250 runs end in it; behind the log and behind the counter */
+#define AHEAD (256 << 10) /* set aside beyond it, so that not each record has to */
 #ifndef PATIENCE_MS
 #define PATIENCE_MS 30000
 #endif
@@ -25,8 +26,9 @@ static void put_facts(struct nw_json *j, const struct nw_decision *d, const char
 		int items = 0;
 		bool many, before = false;
 		const char *path = nw_fact_path(d->fact[i].key, &many);
+		if (strncmp(path, object, n) || path[n] != '.' || strchr(path + n + 1, '.')) continue;
 		for (int k = 0; k < i; k++) before |= strcmp(d->fact[k].key, d->fact[i].key) == 0;
-		if (before || strncmp(path, object, n) || path[n] != '.' || strchr(path + n + 1, '.')) continue;
+		if (before) continue;
 		if (!many) {
 			nw_json_string(j, path, d->fact[i].value);
 			continue;
@@ -289,7 +291,8 @@ static int set_aside(int fd, off_t from) {
 	struct stat st;
 	if (fstat(fd, &st)) return -1;
 	if (st.st_blocks * 512 >= from + RESERVE) return 0;
-	return fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE) && errno != EOPNOTSUPP ? -1 : 0;
+	if (fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE + AHEAD) == 0 || errno == EOPNOTSUPP) return 0;
+	return fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE) && errno != EOPNOTSUPP ? -1 : 0; /* the last of a disk */
 }
 
 static int append(struct trail *t, const char *line, size_t n, bool end) {
@@ -321,10 +324,11 @@ static void to_syslog(const char *line, size_t n, int severity) {
 	struct sockaddr_un a = { .sun_family = AF_UNIX, .sun_path = "/dev/log" };
 	int fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	char m[LINE + 64];
-	int h = snprintf(m, sizeof m, "<%d>nodewrap[%d]: %.*s", 10 << 3 | severity, (int)getpid(), (int)n, line);
-	nw_plain(m); /* records have no controls, glexec's line may */
-	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0)
+	if (fd >= 0 && connect(fd, (struct sockaddr *)&a, sizeof a) == 0) {
+		int h = snprintf(m, sizeof m, "<%d>nodewrap[%d]: %.*s", 10 << 3 | severity, (int)getpid(), (int)n, line);
+		nw_plain(m); /* records have no controls, glexec's line may */
 		send(fd, m, (size_t)h < sizeof m ? (size_t)h : sizeof m - 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+	}
 	nwp_close(&fd); /* the file is the record; syslog is a copy that may be lost (I15 of rsyslog's rate limits) */
 }
 

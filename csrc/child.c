@@ -239,6 +239,7 @@ static int exchange(struct talk *t, struct nw_err *e) {
 		return -1;
 	}
 	if (send_frame(t, &b, NW_REQUEST, -1, e)) return -1;
+	nwp_meanwhile(t->run);
 	for (int opens = 0;; opens++) {
 		if (receive(t, header, sizeof header, e)) return -1;
 		nw_frame_header(header, &len, &type);

@@ -4,15 +4,16 @@
 
 int nwp_state_dir(struct nw_run *r, const char *name, struct nw_err *e) {
 	uid_t owner = nwp_trusted_owner(r);
-	int state = nwp_open_trusted(r->guard.state, owner, O_PATH | O_DIRECTORY, e), dir;
-	if (state < 0) return -1;
-	if (mkdirat(state, name, 0700) && errno != EEXIST)
-		nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/%s: %s; see state in the guard", r->guard.state, name, strerror(errno));
 	char path[NW_PATH + 32];
+	struct nw_err first = { 0 };
 	snprintf(path, sizeof path, "%s/%s", r->guard.state, name);
+	int dir = nwp_open_trusted(path, owner, O_RDONLY | O_DIRECTORY, &first), state;
+	if (dir >= 0) return dir;
+	if ((state = nwp_open_trusted(r->guard.state, owner, O_PATH | O_DIRECTORY, e)) < 0) return -1;
+	int bad = mkdirat(state, name, 0700) && errno != EEXIST;
+	if (bad) nw_fail(e, NW_INTERNAL, "NW-STATE", "%s/%s: %s; see state in the guard", r->guard.state, name, strerror(errno));
 	close(state);
-	dir = nwp_open_trusted(path, owner, O_RDONLY | O_DIRECTORY, e);
-	return dir;
+	return bad ? -1 : nwp_open_trusted(path, owner, O_RDONLY | O_DIRECTORY, e);
 }
 
 /* Blocks of different sizes may overlap: the kernel tells, by locks on ranges of one file (F_OFD_SETLK, fcntl(2)). The descriptor, held

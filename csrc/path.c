@@ -67,6 +67,13 @@ static void remember(const char *path, uid_t owner, int dir) {
 	known[knowns++].fd = fd;
 }
 
+/* What was found as fd, as it is wanted. Nobody but root can put another file under this name in between: the directory has just been checked. */
+static int open_last(int dir, const char *part, int fd, const struct stat *st, int flags) {
+	if (flags == O_PATH || (flags == (O_PATH | O_DIRECTORY) && S_ISDIR(st->st_mode))) return fd;
+	close(fd);
+	return openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
+}
+
 int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e) {
 	char rest[PATH_MAX], part[NAME_MAX + 1];
 	int dir = begin(path, owner, rest), links = 0, fd;
@@ -108,10 +115,8 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 			continue;
 		}
 		if (last) {
-			/* Nobody but root can put another file under this name in between: the directory has just been checked. */
-			close(fd);
-			fd = openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
 			if (!elsewhere) remember(path, owner, dir);
+			fd = open_last(dir, part, fd, &st, flags);
 			close(dir);
 			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
 			if (nwp_check_trusted(fd, owner, path, part, &st, e)) nwp_close(&fd);

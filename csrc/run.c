@@ -42,17 +42,29 @@ static int read_guard(struct nw_run *r, struct nw_err *e) {
 	return 0;
 }
 
-static int read_profile(struct nw_run *r, struct nw_err *e) {
+static int read_profiles(struct nw_run *r, struct nw_err *e) {
 	char path[NW_PATH + 16];
-	size_t len;
-	char *text;
-	int bad;
 	snprintf(path, sizeof path, "%s/profiles", r->guard.policy);
-	text = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &len, e);
-	if (!text) return -1;
-	bad = nw_profile_parse(text, len, r->decision.profile, &r->profile, e);
-	free(text);
-	return bad;
+	if (!r->profiles) r->profiles = nwp_read_trusted(path, nwp_trusted_owner(r), 256 << 10, &r->profiles_len, e);
+	return r->profiles ? 0 : -1;
+}
+
+static int read_profile(struct nw_run *r, struct nw_err *e) {
+	return read_profiles(r, e) ? -1 : nw_profile_parse(r->profiles, r->profiles_len, r->decision.profile, &r->profile, e);
+}
+
+/* While the policy child thinks: what is the same whatever it says, and the ways to where we shall write (path.c remembers them). What cannot be had
+ * is missed where it is needed. */
+void nwp_meanwhile(struct nw_run *r) {
+	char path[NW_PATH + 16];
+	struct nw_err missing;
+	const char *const ways[] = { path, r->guard.audit };
+	(void)read_profiles(r, &missing);
+	snprintf(path, sizeof path, "%s/leases", r->guard.state);
+	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+		int fd = nwp_open_trusted(ways[i], nwp_trusted_owner(r), O_PATH, &missing);
+		nwp_close(&fd);
+	}
 }
 
 /* The decision names a descriptor: it must be one that the caller really gave us. */

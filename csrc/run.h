@@ -132,6 +132,8 @@ struct nw_run {
 	struct nw_err word;
 	const char *guard_path;
 	struct nw_guard guard;
+	char *profiles; /* their text */
+	size_t profiles_len;
 	struct nw_profile profile;
 	struct nw_decision decision;
 	void *said; /* the child's frame, which the decision's strings lie in */
@@ -187,6 +189,7 @@ int nwp_main(const struct nw_launcher *l, int argc, char **argv);
 void nwp_init(struct nw_run *r, const struct nw_launcher *l);
 int nwp_load_guard(struct nw_run *r, struct nw_err *e);
 bool nwp_finish(struct nw_run *r, bool started);
+void nwp_meanwhile(struct nw_run *r);
 
 /* caller.c: take nothing from the caller unseen */
 void nwp_close_callers(struct nw_caller *c, int keep);

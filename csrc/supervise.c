@@ -22,10 +22,11 @@ struct relay {
 	size_t piece;         /* of a terminal: to be written at once; else 0 */
 	bool plain;
 	int family; /* of the pilot's socket, or 0 */
-	char bytes[PIPE];
+	char *bytes; /* PIPE of them; not in here: what is never touched costs no page */
 };
 
 static struct relay relays[RELAYS];
+static char room[RELAYS][PIPE];
 static bool suspended; /* the payload, with the front */
 static bool typed;     /* the stop key, by the pilot: the signal is on its way */
 static bool ended;     /* the payload: what there is to relay is no longer its */
@@ -79,11 +80,11 @@ static int relay_terminal(struct nw_run *r, const bool *is) {
 	if (again < 0) return -1;
 	screen->from = master;
 	screen->to = out >= 0 ? out : is[1];
-	screen->piece = out >= 0 ? sizeof screen->bytes : 1;
+	screen->piece = out >= 0 ? PIPE : 1;
 	if (!is[0]) close(again);
-	if (is[0]) keys->from = in >= 0 ? in : 0, keys->to = again, keys->piece = sizeof keys->bytes;
+	if (is[0]) keys->from = in >= 0 ? in : 0, keys->to = again, keys->piece = PIPE;
 	keys->plain = screen->plain = true;
-	keys->size = screen->size = sizeof keys->bytes;
+	keys->size = screen->size = PIPE;
 	keys->due = screen->due = SIZE_MAX;
 	r->terminal = true;
 	return 0;
@@ -92,7 +93,7 @@ static int relay_terminal(struct nw_run *r, const bool *is) {
 int nwp_relay_open(struct nw_run *r, struct nw_err *e) {
 	struct stat st, out;
 	bool is[3], plain[3], sock[3];
-	for (int i = 0; i < RELAYS; i++) relays[i].from = relays[i].to = relays[i].mid[0] = relays[i].mid[1] = -1;
+	for (int i = 0; i < RELAYS; i++) relays[i] = (struct relay){ .from = -1, .to = -1, .mid = { -1, -1 }, .bytes = room[i] };
 	for (int fd = 0; fd < 3; fd++) {
 		r->std[fd] = fd;
 		plain[fd] = harmless(r, fd, &st);
@@ -154,7 +155,7 @@ static ssize_t take(struct relay *x) {
 	if (n > 0) x->in_mid = (size_t)n;
 	else if (n < 0 && (x->plain || (errno != EAGAIN && errno != EINTR))) {
 		x->plain = true;
-		if (most > sizeof x->bytes) most = sizeof x->bytes;
+		if (most > PIPE) most = PIPE;
 		n = x->family && x == relays ? recv(x->from, x->bytes, most, MSG_DONTWAIT) : read(x->from, x->bytes, most);
 		x->at = 0;
 		x->n = n > 0 ? (size_t)n : 0;
@@ -169,7 +170,7 @@ static ssize_t give(struct relay *x) {
 	if (n >= 0 || (!x->plain && (errno == EAGAIN || errno == EINTR))) return n;
 	x->plain = true;
 	if (x->n == 0) {
-		if ((n = read(x->mid[0], x->bytes, x->in_mid < sizeof x->bytes ? x->in_mid : sizeof x->bytes)) <= 0) return n;
+		if ((n = read(x->mid[0], x->bytes, x->in_mid < PIPE ? x->in_mid : PIPE)) <= 0) return n;
 		x->in_mid -= (size_t)n;
 		x->at = 0;
 		x->n = (size_t)n;
