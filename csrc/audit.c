@@ -5,7 +5,7 @@
 #define LINE 4096         /* one record at most; longer argument lists are cut */
 #define COUNT 21          /* bytes of the counter file */
 #define RESERVE (1 << 20) /* 250 runs end in it; behind the log and behind the counter */
-#define AHEAD (256 << 10) /* set aside beyond it, so that not each record has to */
+#define AHEAD (64 << 10)  /* set aside beyond it, so that not every record has to */
 #ifndef PATIENCE_MS
 #define PATIENCE_MS 30000
 #endif

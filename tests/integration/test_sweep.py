@@ -110,7 +110,7 @@ def test_the_next_run_finishes_a_dead_one_before_it_needs_its_account(setuid_nod
     assert ran.rc == 0, ran
     assert is_clean(setuid_node)
     done = [action for action in actions(ran.records) if action != "degrade"]  # of a kernel without all of Landlock
-    assert done == ["authorize", "exit", "cleanup", "start", "exit", "cleanup"]
+    assert done == ["exit", "cleanup", "authorize", "start", "exit", "cleanup"]
 
 
 def test_a_live_run_is_not_swept(node):
