@@ -287,11 +287,11 @@ static int count(const struct trail *t) {
 
 /* Blocks behind the end of a file, which nobody else can take: room for the ends of the runs that are started (I6, I9). On a file system
  * without fallocate(2) there is none. */
-static int set_aside(int fd, off_t from) {
+static int set_aside(int fd, off_t from, off_t ahead) {
 	struct stat st;
 	if (fstat(fd, &st)) return -1;
 	if (st.st_blocks * 512 >= from + RESERVE) return 0;
-	if (fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE + AHEAD) == 0 || errno == EOPNOTSUPP) return 0;
+	if (ahead && fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE + ahead) == 0) return 0;
 	return fallocate(fd, FALLOC_FL_KEEP_SIZE, from, RESERVE) && errno != EOPNOTSUPP ? -1 : 0; /* the last of a disk */
 }
 
@@ -306,7 +306,7 @@ static int append(struct trail *t, const char *line, size_t n, bool end) {
 	if (fstat(t->log, &st) || (st.st_size > t->size && ftruncate(t->log, t->size))) err = EIO; /* the next writer seals what is left */
 	/* A log that was rotated since has no room behind it: the counter's goes over to it (truncation also frees what lies behind the end). */
 	if (end && (err == ENOSPC || err == EDQUOT) && ftruncate(t->count, COUNT) == 0) {
-		(void)set_aside(t->log, t->size);
+		(void)set_aside(t->log, t->size, 0);
 		return append(t, line, n, false);
 	}
 	errno = err;
@@ -349,7 +349,7 @@ static int put(struct nw_run *r, struct trail *t, const char *action, const stru
 	char line[LINE];
 	size_t n = 0;
 	if (find_number(r, t, &torn, e)) return -1;
-	if (!end && (set_aside(t->log, t->size) || set_aside(t->count, COUNT))) return -1;
+	if (!end && (set_aside(t->count, COUNT, 0) || set_aside(t->log, t->size, AHEAD))) return -1;
 	if (torn && seal(r, t, end)) return -1;
 	/* What does not fit is written again with less of what callers say; docs/audit.md has the rule. */
 	for (size_t cap = LINE; n == 0 && cap >= 64; cap /= 2) n = compose(r, action, why, t->last + 1, cap, line, sizeof line);

@@ -90,10 +90,18 @@ static int run_newidmap(const char *tool, pid_t pid, uint32_t own, uint32_t insi
 	return bad ? -1 : 0;
 }
 
-static int write_map(pid_t pid, const char *name, const char *text) {
+/* What is opened by number is of whoever has it now: the payload's still, as long as it has not been reaped. Init is our own child. */
+static int write_map(const struct nw_run *r, pid_t pid, const char *name, const char *text) {
 	char path[64];
 	snprintf(path, sizeof path, "/proc/%d/%s", (int)pid, name);
-	return nwp_write_file(path, text);
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	if (fd < 0) return -1;
+	bool strangers = r->payload_fd >= 0 && nwp_is_reaped(r->payload_fd);
+	ssize_t n = strangers ? -1 : write(fd, text, strlen(text));
+	int err = strangers ? ESRCH : errno;
+	close(fd);
+	errno = err;
+	return n == (ssize_t)strlen(text) ? 0 : -1;
 }
 
 /* Who is who in the new user namespace of pid. Real root writes any map; an ordinary caller its own id alone, or, with its range of
@@ -112,7 +120,8 @@ int nwp_write_maps(struct nw_run *r, pid_t pid, struct nw_err *e) {
 	}
 	snprintf(uid, sizeof uid, "%u %u %u", id->block > 1 ? 0 : id->inside_uid, id->first, id->block);
 	snprintf(gid, sizeof gid, "%u %u %u", id->block > 1 ? 0 : id->inside_gid, id->block > 1 ? id->first : id->gid, id->block);
-	bad = (!r->launcher->privileged && write_map(pid, "setgroups", "deny")) || write_map(pid, "uid_map", uid) || write_map(pid, "gid_map", gid);
+	bad = (!r->launcher->privileged && write_map(r, pid, "setgroups", "deny")) || write_map(r, pid, "uid_map", uid) ||
+	      write_map(r, pid, "gid_map", gid);
 	return bad ? nw_fail(e, NW_INTERNAL, "NW-USERNS", "cannot map uid %u in a user namespace: %s; see \"nodewrap doctor\"", id->uid,
 			     strerror(errno))
 		   : 0;

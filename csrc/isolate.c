@@ -119,6 +119,7 @@ static void __attribute__((noreturn)) reap(int sock, pid_t payload) {
 /* The payload, until its root is built (nwp_payload), waits at the other end of built. */
 static pid_t clone_payload(struct nw_run *r, int payload_sock, const int *built, const void *filter, size_t len) {
 	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
+	r->init = getpid(); /* as the payload sees it */
 	pid_t p = nwp_set_groups(r) ? -1 : (pid_t)syscall(SYS_clone, SIGCHLD | (map ? CLONE_NEWUSER : 0), 0, 0, 0, 0);
 	if (p) return p;
 	close(built[1]);
@@ -139,7 +140,9 @@ static void __attribute__((noreturn)) be_init(struct nw_run *r, int sock, int pa
 	bad = bad || nwp_open_inside(r, &m.err);
 	if (!bad && (pipe2(built, O_CLOEXEC) || (p = clone_payload(r, payload_sock, built, filter, len)) < 0))
 		bad = nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "no process for the payload: %s", strerror(errno));
-	if (!bad && read(sock, &go, 1) != 1) _exit(124); /* the launcher is gone. Its word comes when our ids are mapped, for which we are dumpable until then */
+	/* The launcher's word, or it is gone: it comes when our ids are mapped, for which we are dumpable until then. Also before we give up: of a socket
+	 * that is closed with something unread the other side gets ECONNRESET first (net/unix/af_unix.c). */
+	if (read(sock, &go, 1) != 1) _exit(124);
 	if (!bad && prctl(PR_SET_DUMPABLE, 0)) bad = nw_fail(&m.err, NW_INTERNAL, "NW-INIT", "init: %s", strerror(errno));
 	if (bad || nwp_build_root(r, &m.err)) {
 		nwp_write_all(sock, &m, sizeof m);
@@ -202,31 +205,41 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	return nwp_write_maps(r, r->init, e);
 }
 
-/* The next word from the payload, or from init about its failure. Its pid as we see it comes from the kernel (SCM_CREDENTIALS). */
-static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
-	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->init_sock, POLLIN, 0 } };
+/* A message of the payload's. Its pid as we see it comes from the kernel (SCM_CREDENTIALS), and with it a pidfd: what it has sent may have waited here
+ * while it ended, and its number is another's by now. */
+static ssize_t hear_payload(struct nw_run *r, struct nw_msg *m) {
 	union {
-		char b[CMSG_SPACE(sizeof(struct ucred))];
+		char b[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
 		struct cmsghdr align;
 	} control;
 	struct iovec v = { m, sizeof *m };
 	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
-	ssize_t n = -1;
+	ssize_t n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&h) : NULL; c; c = CMSG_NXTHDR(&h, c)) {
+		if (c->cmsg_level != SOL_SOCKET) continue;
+		if (c->cmsg_type == SCM_CREDENTIALS) memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload); /* struct ucred begins with the pid */
+		if (c->cmsg_type != SCM_RIGHTS) continue;
+		nwp_close(&r->payload_fd);
+		memcpy(&r->payload_fd, CMSG_DATA(c), sizeof r->payload_fd);
+	}
+	return n;
+}
+
+/* The next word: that init could not do its part, else the payload's, which when it has given up says why, where init only says that it ended. Of an
+ * init that has ended both are at their end. */
+static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
+	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->init_sock, POLLIN, 0 } };
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
-	/* The payload first: when it has given up, why is here, and there only that it ended. Of an init that has ended both are at their end. */
-	if (p[0].revents & POLLIN) n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT);
-	bool payload = n > 0;
-	if (!payload && p[1].revents) n = recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT);
+	ssize_t n = p[1].revents ? recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT | MSG_PEEK) : -1; /* the payload's end is for supervise.c to read */
+	bool failed = n == (ssize_t)sizeof *m && m->what == NW_NEWS_ERROR;
+	if (!failed && p[0].revents & POLLIN) n = hear_payload(r, m);
 	if (n != (ssize_t)sizeof *m)
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init ended or hung before the payload was ready (killed from outside, or out of memory)");
 	if (m->what == NW_NEWS_ERROR) {
 		m->err.code[sizeof m->err.code - 1] = m->err.text[sizeof m->err.text - 1] = 0;
 		return nw_fail(e, m->err.exit, m->err.code, "%s", m->err.text);
 	}
-	struct cmsghdr *c = payload ? CMSG_FIRSTHDR(&h) : NULL;
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
-		memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload); /* struct ucred begins with the pid */
 	return 0;
 }
 
@@ -244,18 +257,30 @@ static uint32_t read_session(pid_t pid) {
 	return n > 0 ? (uint32_t)strtoul(text, NULL, 10) : AUDIT_SID_UNSET;
 }
 
+static int killed(struct nw_err *e) {
+	return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
+}
+
+/* What failed with it, when it is gone: an init that gave up says why. */
+static int lost_payload(struct nw_run *r, struct nw_err *e) {
+	struct nw_msg m;
+	return r->payload_fd < 0 || !nwp_is_reaped(r->payload_fd) || news(r, &m, e) ? -1 : killed(e);
+}
+
 static int until_ready(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m = { 0 };
 	do {
 		if (news(r, &m, e)) return -1;
-		if (m.what == NW_NEWS_MAP && nwp_write_maps(r, r->payload, e)) return -1;
-		if (m.what == NW_NEWS_MAP && say(r->payload_sock)) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began");
+		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || (say(r->payload_sock) && killed(e)))) return lost_payload(r, e);
 	} while (m.what != NW_NEWS_READY);
 	r->loginuid = m.loginuid;
 	r->keyring = m.keyring;
 	if (r->loginuid && !(r->profile.namespaces & NW_NS_PID)) r->session = read_session(r->payload);
-	r->payload_fd = nwp_pidfd_open(r->payload); /* it waits for our word, so the pid is still its own */
-	if (r->payload_fd < 0) return nw_fail(e, NW_INTERNAL, "NW-INIT", "pidfd_open: %s", strerror(errno));
+	if (r->payload_fd < 0 || nwp_is_reaped(r->payload_fd)) { /* then that may have been another's */
+		r->session = AUDIT_SID_UNSET;
+		killed(e);
+		return lost_payload(r, e);
+	}
 	return r->keyring || !r->profile.namespaces ? 0 : nwp_degrade(r, "session-keyring", e);
 }
 

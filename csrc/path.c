@@ -68,8 +68,8 @@ static void remember(const char *path, uid_t owner, int dir) {
 }
 
 /* What was found as fd, as it is wanted. Nobody but root can put another file under this name in between: the directory has just been checked. */
-static int open_last(int dir, const char *part, int fd, const struct stat *st, int flags) {
-	if (flags == O_PATH || (flags == (O_PATH | O_DIRECTORY) && S_ISDIR(st->st_mode))) return fd;
+static int open_last(int dir, const char *part, int fd, int flags) {
+	if (flags == O_PATH) return fd; /* with O_DIRECTORY it is opened again: what shall be mounted there (autofs) is then */
 	close(fd);
 	return openat(dir, part, flags | O_NOFOLLOW | O_CLOEXEC);
 }
@@ -116,7 +116,7 @@ int nwp_open_trusted(const char *path, uid_t owner, int flags, struct nw_err *e)
 		}
 		if (last) {
 			if (!elsewhere) remember(path, owner, dir);
-			fd = open_last(dir, part, fd, &st, flags);
+			fd = open_last(dir, part, fd, flags);
 			close(dir);
 			if (fd < 0) return nw_fail(e, NW_INTERNAL, "NW-PATH", "%s: %s", path, strerror(errno));
 			if (nwp_check_trusted(fd, owner, path, part, &st, e)) nwp_close(&fd);

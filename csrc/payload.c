@@ -8,6 +8,24 @@ static void __attribute__((noreturn)) give_up(int sock, int code, int exit, cons
 	_exit(nwp_write_all(sock, &m, sizeof m) ? 125 : code);
 }
 
+/* With a pidfd of ours: whoever reads this later knows by it whether our number still is ours. */
+static int tell(int sock, struct nw_msg *m) {
+	union {
+		char b[CMSG_SPACE(sizeof(int))];
+		struct cmsghdr align;
+	} control = { { 0 } };
+	struct iovec v = { m, sizeof *m };
+	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
+	struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+	int self = nwp_pidfd_open(getpid());
+	if (self < 0) return -1;
+	*c = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof self) };
+	memcpy(CMSG_DATA(c), &self, sizeof self);
+	ssize_t n = sendmsg(sock, &h, MSG_NOSIGNAL);
+	close(self);
+	return n == (ssize_t)sizeof *m ? 0 : -1;
+}
+
 static int write_file(const struct nw_file *f) {
 	int fd = open(f->path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, f->mode);
 	struct stat st;
@@ -135,7 +153,7 @@ static void await_maps(struct nw_run *r, int sock) {
 	struct nw_msg m = { .what = NW_NEWS_MAP };
 	char go;
 	if (!(r->launcher->privileged && r->decision.mode == NW_MAP)) return;
-	if (nwp_write_all(sock, &m, sizeof m) || read(sock, &go, 1) != 1) _exit(125);
+	if (tell(sock, &m) || read(sock, &go, 1) != 1) _exit(125);
 }
 
 /* built: where init says that the root is there, in which all from there on is looked up. What comes before it is done beside init's work. */
@@ -160,7 +178,8 @@ void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size
 	struct stat st; /* the same directory: under its name the pilot may have put a link to one below what only root may pass */
 	bool in_work = r->work.path && chdir(r->work.path) == 0 && stat(".", &st) == 0 && st.st_dev == r->work.dev && st.st_ino == r->work.ino;
 	change_ids(r, sock);
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != r->init) _exit(125); /* init was killed: without a namespace nobody else ends us */
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "no_new_privs");
 	if (nwp_landlock(r)) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock: rules of profile", r->profile.name);
 	for (int i = 0; i < r->decision.files; i++)
@@ -172,7 +191,7 @@ void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size
 					      : "/");
 	umask(r->decision.umask);
 	if (apply_limits(r)) give_up(sock, 125, NW_INTERNAL, "NW-LIMIT", "cannot set", "resource limits");
-	if (nwp_write_all(sock, &ready, sizeof ready)) _exit(125);
+	if (tell(sock, &ready)) _exit(125);
 	/* While the launcher records the start: the kernel translates the filter, which takes 0.1 ms. */
 	if (filter && nw_lock(filter, len)) give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
 	if (read(sock, &go, 1) != 1) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no word to start for", "the payload");

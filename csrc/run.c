@@ -53,18 +53,10 @@ static int read_profile(struct nw_run *r, struct nw_err *e) {
 	return read_profiles(r, e) ? -1 : nw_profile_parse(r->profiles, r->profiles_len, r->decision.profile, &r->profile, e);
 }
 
-/* While the policy child thinks: what is the same whatever it says, and the ways to where we shall write (path.c remembers them). What cannot be had
- * is missed where it is needed. */
+/* While the policy child thinks: what is the same whatever it says. What cannot be read is told where it is needed. */
 void nwp_meanwhile(struct nw_run *r) {
-	char path[NW_PATH + 16];
-	struct nw_err missing;
-	const char *const ways[] = { path, r->guard.audit };
-	(void)read_profiles(r, &missing);
-	snprintf(path, sizeof path, "%s/leases", r->guard.state);
-	for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
-		int fd = nwp_open_trusted(ways[i], nwp_trusted_owner(r), O_PATH, &missing);
-		nwp_close(&fd);
-	}
+	struct nw_err later;
+	(void)read_profiles(r, &later);
 }
 
 /* The decision names a descriptor: it must be one that the caller really gave us. */

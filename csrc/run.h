@@ -381,5 +381,6 @@ int nwp_wait(pid_t p, int ms);
 pid_t nwp_hold_namespace(void);
 int nwp_pidfd_open(pid_t pid);
 int nwp_pidfd_signal(int fd, int sig);
+bool nwp_is_reaped(int fd);
 
 #endif

@@ -133,6 +133,11 @@ int nwp_pidfd_open(pid_t pid) {
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+/* Until then its number is its own, a zombie's too. */
+bool nwp_is_reaped(int fd) {
+	return nwp_pidfd_signal(fd, 0) && errno == ESRCH;
+}
+
 int nwp_pidfd_signal(int fd, int sig) {
 	return (int)syscall(SYS_pidfd_send_signal, fd, sig, NULL, 0);
 }

@@ -120,7 +120,7 @@ class Listing:
         """(first, last) order of calls. start: up to the lease. lease: from the first look at the locks to the payload's exec. kill: from its end,
         which init is the first to hear of."""
         of = [(order, call, about) for process in self.processes.values() for order, call, about in process.calls]
-        lease = min(order for order, call, about in of if call == "mkdirat" and about in ("ids", "leases"))
+        lease = min(order for order, call, about in of if call == "openat" and about == "leases")
         payload = next(process for process in self.processes.values() if process.role == "payload")
         exec_ = max(order for order, call, _ in payload.calls if call == "execve")
         init = next(process for process in self.processes.values() if process.role == "init")

@@ -108,11 +108,24 @@ def test_account_files_that_are_replaced_at_that_moment_are_no_obstacle(setuid_n
     assert done.stdout == f"{[0] * 30}\n", done.stderr
 
 
-def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node):
-    """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each poll(2) comes late."""
+@pytest.mark.parametrize("kind", ["log-only", "map", "block", "static"])
+@pytest.mark.parametrize("call", ["poll", "flock", "clone"])
+def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node, call, kind):
+    """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each call of that name comes late: of
+    clone(2) the payload's, so that init's word crosses the launcher's; of flock(2) the log's, so that the payload's request for its ids lies there."""
     need("unshare", "strace")
     hide = "mount -t tmpfs none /mnt && cp -a /etc/. /mnt && rm /mnt/group && mount --bind /mnt /etc && exec \"$@\""
-    late = ["strace", "-f", "-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:delay_enter=100000", *as_pilot(setuid_node)]
-    words = ["unshare", "-m", "/bin/sh", "-c", hide, "sh", *late, *map(str, setuid_node.argv("log-only", ["/bin/true"]))]
+    late = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:delay_enter=100000", *as_pilot(setuid_node)]
+    words = ["unshare", "-m", "/bin/sh", "-c", hide, "sh", *late, *map(str, setuid_node.argv(kind, ["/bin/true"]))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
     assert (done.returncode, done.stderr.split(": ")[1:3]) == (202, ["NW-MOUNT", "cannot make /etc/group"]), done.stderr
+
+
+@pytest.mark.parametrize("kind", ["map", "static"])
+def test_reason_of_an_init_that_gives_up_at_once_is_not_lost(setuid_node, kind):
+    """Before the launcher's word, which then lies unread in its socket: the reader of the reason gets ECONNRESET first."""
+    need("strace")
+    late = ["strace", "-f", "-o", "/dev/null", "-e", "trace=poll,pipe2", "-e", "inject=poll:delay_enter=50000", "-e", "inject=pipe2:error=EMFILE"]
+    words = [*late, *as_pilot(setuid_node), *map(str, setuid_node.argv(kind, ["/bin/true"]))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
+    assert (done.returncode, done.stderr) == (202, "nodewrap: NW-INIT: no process for the payload: Too many open files\n")

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.need import need
-from tests.node import BLOCK, MAP_BLOCKS, MAP_FIRST, MODES, PROFILES, delegated_ids, kill, status_of, until
+from tests.node import BLOCK, MAP_BLOCKS, MAP_FIRST, MODES, PROFILES, alive, delegated_ids, kill, status_of, until
 
 PROBE = r"""
 import ctypes, errno, json, os, sys
@@ -217,3 +220,80 @@ def test_userns_launcher_refuses_real_root(userns_node):
     ran = subprocess.run([userns_node.site.prefix / "libexec/nodewrap/nodewrap-userns", "run", "--", "/bin/true"], capture_output=True)
     assert ran.returncode == 202
     assert ran.stderr.startswith(b"nodewrap: NW-PRIVILEGE: ")
+
+
+# ---- a pid that is somebody else's by now ----
+
+# clone3(2) with set_tid: the number is chosen. Then a process of the pilot's, in a new user namespace that has no ids yet.
+STRANGER = """
+import ctypes, os, struct, sys
+pid, uid, gid = map(int, sys.argv[1:])
+number = (ctypes.c_int * 1)(pid)
+args = ctypes.create_string_buffer(struct.pack("11Q", 0, 0, 0, 0, 17, 0, 0, 0, ctypes.addressof(number), 1, 0))
+made = ctypes.CDLL(None, use_errno=True).syscall(435, args, len(args) - 1)
+if made == 0:
+    os.execvp("setpriv", ["setpriv", f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "unshare", "-U", "sleep", "60"])
+print(made, ctypes.get_errno(), flush=True)
+sys.stdin.read()
+os.kill(made, 9)
+os.waitpid(made, 0)
+"""
+
+
+@pytest.mark.parametrize("kind", ["map", "block"])
+def test_leased_ids_are_mapped_for_nobody_who_has_got_the_payloads_number(setuid_node, kind):
+    """The keeper waits for the log, with the payload's request for its ids before it; the payload is killed meanwhile, and a process of the pilot's
+    gets its pid. It had the leased ids then, and nobody ended it."""
+    need("root", "setpriv", "unshare")
+    node = setuid_node
+    assert node.run(kind, "/bin/true").rc == 0  # the log is there
+    with open(f"{node.site.audit}.sequence", "rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        process = node.site.start(node.argv(kind, WAIT), stderr=subprocess.PIPE)
+        payload = until(lambda: waiting_payload(node), "the payload waits for its ids")
+        os.kill(payload, signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{payload}").exists(), "it has been reaped")
+        words = [sys.executable, "-I", "-c", STRANGER, *map(str, (payload, node.pilot.uid, node.pilot.gid))]
+        with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as stranger:
+            assert stranger.stdout.readline() == f"{payload} 0\n"
+            until(lambda: Path(f"/proc/{payload}/comm").read_text() == "sleep\n", "the pilot's process has a user namespace")
+            fcntl.flock(log, fcntl.LOCK_UN)
+            _, err = process.communicate(timeout=60)
+            assert Path(f"/proc/{payload}/uid_map").read_text() == Path(f"/proc/{payload}/gid_map").read_text() == ""
+            stranger.stdin.close()
+    assert (process.returncode, err.startswith(b"nodewrap: NW-")) == (202, True), err
+
+
+@pytest.mark.parametrize("profile", ["none", "batch"])
+def test_a_payload_whose_init_was_killed_is_not_executed(setuid_node, profile):
+    """Without a namespace of processes nothing ends it, and its parent-death signal is set too late. Each look of the keeper's comes late here: by
+    then the payload was ready."""
+    need("root", "setpriv", "strace")
+    node = setuid_node
+    assert node.run("map", "/bin/true", profile=profile).rc == 0
+    before = node.site.audit_size()
+    late = ["strace", "-f", "-o", "/dev/null", "-e", "trace=poll", "-e", "inject=poll:delay_enter=100000"]
+    pilot = ["setpriv", f"--reuid={node.pilot.uid}", f"--regid={node.pilot.gid}", f"--groups={','.join(map(str, node.pilot.groups))}"]
+    words = [*late, *pilot, *map(str, node.argv("map", WAIT, profile=profile))]
+    with open(f"{node.site.audit}.sequence", "rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=node.site.environment(node.pilot), cwd="/")
+        payload = until(lambda: waiting_payload(node), "the payload waits for its ids")
+        init = int(status_of(payload)["PPid"][0])
+        until(lambda: Path(f"/proc/{init}/syscall").read_text().split()[0] == "61", "init has built the root")  # wait4(2)
+        os.kill(init, signal.SIGKILL)
+        until(lambda: not alive(init), "init has ended")
+        fcntl.flock(log, fcntl.LOCK_UN)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err.split(b": ")[1]) == (202, b"NW-INIT"), err
+    assert "start" not in node.actions(before)
+    assert not Path(f"/proc/{payload}").exists()
+
+
+def waiting_payload(node):
+    """pid of the payload of a run in mode map that has asked for its ids: init's child, blocked."""
+    for pid in node.launchers():
+        parent = int(status_of(pid)["PPid"][0])
+        if parent in node.launchers() and Path(f"/proc/{parent}/comm").read_text() == Path(f"/proc/{pid}/comm").read_text() == "nodewrap-init\n":
+            return pid if Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0" else None  # read(2)
+    return None
