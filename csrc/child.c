@@ -28,25 +28,9 @@ static int await(struct talk *t, short events, struct nw_err *e) {
 }
 
 static int send_all(struct talk *t, const unsigned char *p, size_t n, int fd, struct nw_err *e) {
-	union {
-		char b[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { { 0 } };
 	while (n > 0) {
-		struct iovec v = { (void *)(uintptr_t)p, n };
-		struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1 };
-		ssize_t w;
-		if (fd >= 0) {
-			m.msg_control = control.b;
-			m.msg_controllen = sizeof control.b;
-			struct cmsghdr *c = CMSG_FIRSTHDR(&m);
-			c->cmsg_level = SOL_SOCKET;
-			c->cmsg_type = SCM_RIGHTS;
-			c->cmsg_len = CMSG_LEN(sizeof fd);
-			memcpy(CMSG_DATA(c), &fd, sizeof fd);
-		}
 		if (await(t, POLLOUT, e)) return -1;
-		w = sendmsg(t->sock, &m, MSG_NOSIGNAL | MSG_DONTWAIT);
+		ssize_t w = nwp_send_fd(t->sock, p, n, fd, MSG_DONTWAIT);
 		if (w < 0 && (errno == EAGAIN || errno == EINTR)) continue;
 		if (w <= 0) return lost(e, "hung up");
 		p += w;

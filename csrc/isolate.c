@@ -205,24 +205,10 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	return nwp_write_maps(r, r->init, e);
 }
 
-/* A message of the payload's. Its pid as we see it comes from the kernel (SCM_CREDENTIALS), and with it a pidfd: what it has sent may have waited here
- * while it ended, and its number is another's by now. */
+/* With each message of the payload's comes a pidfd: the message may have waited here while who sent it ended, and its number is another's by now. */
 static ssize_t hear_payload(struct nw_run *r, struct nw_msg *m) {
-	union {
-		char b[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control;
-	struct iovec v = { m, sizeof *m };
-	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
-	ssize_t n = recvmsg(r->payload_sock, &h, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-	for (struct cmsghdr *c = n > 0 ? CMSG_FIRSTHDR(&h) : NULL; c; c = CMSG_NXTHDR(&h, c)) {
-		if (c->cmsg_level != SOL_SOCKET) continue;
-		if (c->cmsg_type == SCM_CREDENTIALS) memcpy(&r->payload, CMSG_DATA(c), sizeof r->payload); /* struct ucred begins with the pid */
-		if (c->cmsg_type != SCM_RIGHTS) continue;
-		nwp_close(&r->payload_fd);
-		memcpy(&r->payload_fd, CMSG_DATA(c), sizeof r->payload_fd);
-	}
-	return n;
+	nwp_close(&r->payload_fd);
+	return nwp_receive_fd(r->payload_sock, m, sizeof *m, MSG_DONTWAIT, &r->payload, &r->payload_fd);
 }
 
 /* The next word: that init could not do its part, else the payload's, which when it has given up says why, where init only says that it ended. Of an

@@ -78,16 +78,9 @@ static int spawn(struct nw_run *r, pid_t *maker) {
 }
 
 static int receive(int s, const char *who, struct given *g) {
-	union {
-		char b[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { { 0 } };
-	struct iovec v = { g, sizeof *g };
-	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
-	ssize_t n = recvmsg(s, &m, MSG_CMSG_CLOEXEC);
-	struct cmsghdr *c = n < 0 ? NULL : CMSG_FIRSTHDR(&m);
+	pid_t pid;
 	int fd = -1;
-	if (c && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) memcpy(&fd, CMSG_DATA(c), sizeof fd);
+	ssize_t n = nwp_receive_fd(s, g, sizeof *g, 0, &pid, &fd);
 	g->text[sizeof g->text - 1] = 0;
 	if (n == (ssize_t)sizeof *g) return fd;
 	g->error = 1;

@@ -9,21 +9,11 @@ static void __attribute__((noreturn)) give_up(int sock, int code, int exit, cons
 }
 
 /* With a pidfd of ours: whoever reads this later knows by it whether our number still is ours. */
-static int tell(int sock, struct nw_msg *m) {
-	union {
-		char b[CMSG_SPACE(sizeof(int))];
-		struct cmsghdr align;
-	} control = { { 0 } };
-	struct iovec v = { m, sizeof *m };
-	struct msghdr h = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = control.b, .msg_controllen = sizeof control.b };
-	struct cmsghdr *c = CMSG_FIRSTHDR(&h);
+static int tell(int sock, const struct nw_msg *m) {
 	int self = nwp_pidfd_open(getpid());
-	if (self < 0) return -1;
-	*c = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof self) };
-	memcpy(CMSG_DATA(c), &self, sizeof self);
-	ssize_t n = sendmsg(sock, &h, MSG_NOSIGNAL);
-	close(self);
-	return n == (ssize_t)sizeof *m ? 0 : -1;
+	bool told = self >= 0 && nwp_send_fd(sock, m, sizeof *m, self, 0) == (ssize_t)sizeof *m;
+	nwp_close(&self);
+	return told ? 0 : -1;
 }
 
 static int write_file(const struct nw_file *f) {

@@ -381,6 +381,8 @@ int nwp_wait(pid_t p, int ms);
 pid_t nwp_hold_namespace(void);
 int nwp_pidfd_open(pid_t pid);
 int nwp_pidfd_signal(int fd, int sig);
+ssize_t nwp_send_fd(int sock, const void *p, size_t n, int fd, int flags);
+ssize_t nwp_receive_fd(int sock, void *p, size_t n, int flags, pid_t *pid, int *fd);
 bool nwp_is_reaped(int fd);
 
 #endif

@@ -133,6 +133,35 @@ int nwp_pidfd_open(pid_t pid) {
 	return (int)syscall(SYS_pidfd_open, pid, 0);
 }
 
+/* What comes with a message, or goes with it: a descriptor, and of a receiver that asked for it (SO_PASSCRED) the sender's pid as we see it. */
+union baggage {
+	char b[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
+	struct cmsghdr align;
+};
+
+ssize_t nwp_send_fd(int sock, const void *p, size_t n, int fd, int flags) {
+	union baggage with = { { 0 } };
+	struct iovec v = { (void *)(uintptr_t)p, n };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = with.b, .msg_controllen = CMSG_SPACE(sizeof fd) };
+	if (fd < 0) return send(sock, p, n, flags | MSG_NOSIGNAL);
+	with.align = (struct cmsghdr){ .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof fd) };
+	memcpy(CMSG_DATA(&with.align), &fd, sizeof fd);
+	return sendmsg(sock, &m, flags | MSG_NOSIGNAL);
+}
+
+/* *pid and *fd stay as they are where none came. */
+ssize_t nwp_receive_fd(int sock, void *p, size_t n, int flags, pid_t *pid, int *fd) {
+	union baggage with;
+	struct iovec v = { p, n };
+	struct msghdr m = { .msg_iov = &v, .msg_iovlen = 1, .msg_control = with.b, .msg_controllen = sizeof with.b };
+	ssize_t got = recvmsg(sock, &m, flags | MSG_CMSG_CLOEXEC);
+	for (struct cmsghdr *c = got > 0 ? CMSG_FIRSTHDR(&m) : NULL; c; c = CMSG_NXTHDR(&m, c)) {
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS) memcpy(pid, CMSG_DATA(c), sizeof *pid); /* struct ucred begins with it */
+		if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS) memcpy(fd, CMSG_DATA(c), sizeof *fd);
+	}
+	return got;
+}
+
 /* Until then its number is its own, a zombie's too. */
 bool nwp_is_reaped(int fd) {
 	return nwp_pidfd_signal(fd, 0) && errno == ESRCH;

@@ -112,7 +112,7 @@ def test_account_files_that_are_replaced_at_that_moment_are_no_obstacle(setuid_n
 @pytest.mark.parametrize("call", ["poll", "flock", "clone"])
 def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node, call, kind):
     """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each call of that name comes late: of
-    clone(2) the payload's, so that init's word crosses the launcher's; of flock(2) the log's, so that the payload's request for its ids lies there."""
+    clone(2) the payload's, and init's word crosses the launcher's; of flock(2) the log's: by then the payload's request for its ids lies there."""
     need("unshare", "strace")
     hide = "mount -t tmpfs none /mnt && cp -a /etc/. /mnt && rm /mnt/group && mount --bind /mnt /etc && exec \"$@\""
     late = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:delay_enter=100000", *as_pilot(setuid_node)]
