@@ -83,9 +83,9 @@ def matrix(*options):
 
 
 def test_whatever_is_killed_from_the_lease_to_the_exec_and_from_the_end_to_the_release_a_sweep_leaves_nothing(tools):
-    """Each process before each call, and all at once; one kind per launcher."""
-    said, total, bad = matrix("--phases")
-    assert total > 2000, said
+    """Each process before each second call, and all at once; one kind per launcher. The others: make crash."""
+    said, total, bad = matrix("--phases", "--part", "1/2")
+    assert total > 1000, said
     assert bad == 0, said
 
 

@@ -108,8 +108,9 @@ def test_account_files_that_are_replaced_at_that_moment_are_no_obstacle(setuid_n
     assert done.stdout == f"{[0] * 30}\n", done.stderr
 
 
-@pytest.mark.parametrize("kind", ["log-only", "map", "block", "static"])
-@pytest.mark.parametrize("call", ["poll", "flock", "clone"])
+@pytest.mark.parametrize(
+    ("call", "kind"), [("poll", "log-only"), ("poll", "map"), ("flock", "map"), ("flock", "block"), ("clone", "map"), ("clone", "static")],
+)
 def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node, call, kind):
     """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each call of that name comes late: of
     clone(2) the payload's, and init's word crosses the launcher's; of flock(2) the log's: by then the payload's request for its ids lies there."""
