@@ -168,9 +168,9 @@ void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size
 	struct stat st; /* the same directory: under its name the pilot may have put a link to one below what only root may pass */
 	bool in_work = r->work.path && chdir(r->work.path) == 0 && stat(".", &st) == 0 && st.st_dev == r->work.dev && st.st_ino == r->work.ino;
 	change_ids(r, sock);
-	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || getppid() != r->init) _exit(125); /* init was killed: without a namespace nobody else ends us */
-	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
+	if (prctl(PR_SET_PDEATHSIG, SIGKILL) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
 		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "prctl", "no_new_privs");
+	if (getppid() != r->init) _exit(125); /* init was killed before: without a namespace nobody else ends us */
 	if (nwp_landlock(r)) give_up(sock, 125, NW_INTERNAL, "NW-LANDLOCK", "Landlock: rules of profile", r->profile.name);
 	for (int i = 0; i < r->decision.files; i++)
 		if (errno = 0, write_file(&r->decision.file[i])) give_up(sock, 125, NW_USAGE, "NW-FILE", "cannot write", r->decision.file[i].path);
