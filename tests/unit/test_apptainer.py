@@ -120,12 +120,20 @@ class Mounted:
         subprocess.run(["umount", self.place], check=True)
 
     def again(self):
-        """Another file system gets the device number meanwhile."""
+        """Other file systems get the device number meanwhile: the kernel gives the lowest that is free (get_anon_bdev), and tests beside this one take and free some too."""
         before = self.file.stat().st_dev
-        self.umount()
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", self.top / "other"], check=True)
-        self.mount()
-        assert self.file.stat().st_dev != before
+        for _ in range(50):
+            self.umount()
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", self.top / "other"], check=True)
+            self.mount()
+            if self.file.stat().st_dev != before:
+                return
+        pytest.fail(f"50 new file systems, and the image is on device {before} again")
+
+    def gone(self):
+        for place in (self.place, self.top / "other"):
+            while place.is_mount():  # on `other` as many as it took
+                subprocess.run(["umount", place], check=True)
 
 
 @pytest.fixture(params=["overlay", "fuse"])
@@ -133,9 +141,7 @@ def mounted(request, tmp_path):
     need("root", *["fuse", "squashfuse", "mksquashfs"] * (request.param == "fuse"))
     made = Mounted(tmp_path, request.param)
     yield made
-    for place in ("place", "other"):
-        if (tmp_path / place).is_mount():
-            subprocess.run(["umount", tmp_path / place], check=True)
+    made.gone()
 
 
 def test_pinned_file_is_known_again_when_its_file_system_has_been_mounted_anew(mounted, monkeypatch):
