@@ -7,7 +7,7 @@
 
 #define LOWEST_ACCOUNT 1000    /* below are system accounts (login.defs UID_MIN); never a target */
 #define LOWEST_TRACKING 201    /* below are groups that distributions give out by number, such as disk and shadow */
-#define HIGHEST_ID 4294967293u /* -1 means "no change" to setresuid(2), -2 is kept free as nobody's */
+#define HIGHEST_ID 4294967292u /* -1 means "no change" to setresuid(2), -2 and -3 are kept free (nodewrap/deep/owner.py) */
 
 const char *const nw_mode_name[NW_MODES] = { "switch", "map", "log-only" };
 

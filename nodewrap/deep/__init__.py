@@ -99,7 +99,7 @@ def _queues(free: Free, notes: list[str]) -> list[Finding]:
 
 def _keys(report: Report, uid: int) -> list[Finding]:
     try:
-        told = as_owner(uid, report.ids.gid(uid), lambda: things.own_keys(uid), LOOK_S, real=True)
+        told = as_owner(uid, report.ids.gid(uid), lambda: things.own_keys(uid), LOOK_S, other=uid)
     except OSError as wrong:  # it got a process in the meantime, that of a run
         report.notes.append(f"the keys of uid {uid} are not looked at: {wrong}")
         return []
@@ -147,7 +147,7 @@ def _remove(one: Finding, gid: int) -> str:
     if one.kind == "ipc":
         return str(as_owner(one.uid, gid, lambda: things.remove_ipc(one)))
     if one.kind == "key":
-        return str(as_owner(one.uid, gid, lambda: things.remove_key(one), LOOK_S, real=True))
+        return str(as_owner(one.uid, gid, lambda: things.remove_key(one), LOOK_S, other=one.uid))
     top = things.mqueue_directory()
     try:
         return str(as_owner(one.uid, gid, lambda: things.remove_queue(one, top)))

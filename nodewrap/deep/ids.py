@@ -12,7 +12,7 @@ import pwd
 import re
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,13 @@ class Locks:
 
     def __init__(self, at: Site) -> None:
         self.at, self.directory = at, f"{at.guard.state}/ids"
-        why = distrust(at.guard.state) or (distrust(self.directory) if os.path.lexists(self.directory) else "")
+        why = distrust(at.guard.state)
+        if not why:
+            with suppress(FileExistsError):  # a start or another sweep may make it at the same time
+                os.mkdir(self.directory, 0o700)
+            why = distrust(self.directory)
         if why:
             raise SiteError("NW-STATE", f"{why}; see state in {at.path}")
-        if not os.path.isdir(self.directory):
-            os.mkdir(self.directory, 0o700)
 
     def claimed(self) -> list[range]:
         """Ids that a lease names, whether it is alive, dead or not understood, or that were locked for one."""

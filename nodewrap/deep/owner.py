@@ -16,7 +16,13 @@ from typing import Any
 
 PR_SET_DUMPABLE = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
-NOBODYS = 4294967294  # no caller, account or leased id (nodewrap/guard.py)
+#: No caller, account or leased id (HIGHEST_ID of nodewrap/guard.py). Two, as kill(2) asks for the sender's real uid too: whoever ends an id's
+#: processes with kill(-1) would else end who removes another id's files for a second sweep.
+NOBODYS, KILLERS = 4294967294, 4294967293
+
+
+class KilledError(OSError):
+    """SIGKILL came before the work was done."""
 
 
 def dumpable() -> None:
@@ -24,16 +30,17 @@ def dumpable() -> None:
     LIBC.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)
 
 
-def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None = None, real: bool = False) -> Any:
+def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None = None, other: int = NOBODYS) -> Any:
     """What work() returned (a JSON value) in a child with that uid's and gid's rights, without other groups.
 
-    real: with all ids, as keys ask for the real one (keyrings(7)). Processes of the uid may then signal the child: it needs a bound in seconds.
-    Raises OSError when it could not do its work, or was not done after that many seconds: then it is killed.
+    other: its real and saved uid. Keys ask for the real one (keyrings(7)), so that is the owner's for them: processes of the uid may then signal the
+    child, and it needs a bound in seconds. Raises OSError when it could not do its work, KilledError when it was killed, as it is after that many
+    seconds.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        _child(uid, gid, work, writer, uid if real else NOBODYS)
+        _child(uid, gid, work, writer, other)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
         done = bool(select.select([pipe], [], [], seconds)[0])
@@ -41,6 +48,8 @@ def as_owner(uid: int, gid: int, work: Callable[[], Any], seconds: float | None 
             os.kill(child, signal.SIGKILL)
         said = pipe.read() if done else b""
     _, status = os.waitpid(child, 0)
+    if status == signal.SIGKILL:
+        raise KilledError(f"the process that became uid {uid} was killed")
     if status or not said:
         raise OSError(f"the process that became uid {uid} ended with {status}")
     return json.loads(said)

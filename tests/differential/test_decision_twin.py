@@ -144,7 +144,7 @@ def damaged(body, damage):
 
 
 RANGES = st.lists(st.tuples(st.integers(1000, 1002) | NUMBERS, st.integers(0, 5000)), max_size=3).map(
-    lambda pairs: tuple(Range(first, min(first + more, 4294967293)) for first, more in pairs if 1000 <= first <= 4294967293))
+    lambda pairs: tuple(Range(first, min(first + more, 4294967292)) for first, more in pairs if 1000 <= first <= 4294967292))
 NAMES = st.lists(st.sampled_from(["strict", "batch", "none", "x" * 31]), min_size=1, max_size=3).map(tuple)
 ALLOW = st.dictionaries(st.sampled_from(twin.MODES), NAMES)
 GUARDS = st.builds(lambda uid, gid, block, allow: Guard(**{**vars(GUARD), "switch_uid": uid, "switch_gid": gid, "map_uid": block, "allow": allow}),

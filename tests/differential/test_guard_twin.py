@@ -117,7 +117,7 @@ def python_profile(data, name):
 
 WORDS = [
     b"launcher", b"0", b"1", b"-1", b"00", b"010", b"+1", b"/", b"//", b"/a/..", b"/a/.b", b"/a/", b"/" + b"x" * 254, b"/" + b"x" * 255, b"1-1",
-    b"0-0", b"999-1000", b"1000-1000", b"4294967293-4294967293", b"4294967294-4294967294", b"5-4", b"ro", b"rw?", b"tmpfs", b"proc", b"home",
+    b"0-0", b"999-1000", b"1000-1000", b"4294967292-4294967292", b"4294967293-4294967293", b"5-4", b"ro", b"rw?", b"tmpfs", b"proc", b"home",
     b"landlock abstract", b"on-missing degrade", b"1777", b"01777", b"2777", b"4095", b"4096", b"1125899906842624", b"1125899906842625", b"x" * 31,
     b"x" * 32, b"x" * 63, b"x" * 64, b".a", b"-a", b"_a", b"\t", b" ", b"\n", b"#", b"\x7f", b"\0", b"\xff", b"allow map a b", b"profile z\n",
     b"profile strict", b"seccomp a", b"hostname", b"dev null", b"null " * 31, b"18446744073709551616", b"99999999999999999999", b"31622400",

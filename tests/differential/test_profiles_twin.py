@@ -109,9 +109,9 @@ def guard(*more, **changes):
 
 GUARD_BOUNDS = {
     "ranges": (16, lambda n: guard(caller_uid=" ".join(["1-5"] * n))),
-    "id": (4294967293, lambda n: guard(caller_uid=f"1-{n}")),
-    "child": (4294967293, lambda n: guard(child=f"{n} 1")),
-    "child's group": (4294967293, lambda n: guard(child=f"1 {n}")),
+    "id": (4294967292, lambda n: guard(caller_uid=f"1-{n}")),
+    "child": (4294967292, lambda n: guard(child=f"{n} 1")),
+    "child's group": (4294967292, lambda n: guard(child=f"1 {n}")),
     "deadline": (120000, lambda n: guard(f"deadline-ms {n}")),
     "wall": (366 * 86400, lambda n: guard(f"max-wall-s {n}")),
     "lowest account": (-1000, lambda n: guard(f"switch-uid {-n}-2000")),

@@ -442,6 +442,18 @@ def test_two_at_once_and_again_make_no_difference(node, pool, place):
     assert list(place.iterdir()) == []
 
 
+def test_two_at_once_do_not_end_each_others_helpers(node, place):
+    """Each holds other ids: kill(-1) in the name of one must not reach who acts in the name of another (its real uid is asked for too)."""
+    uids = range(MAP_FIRST, MAP_FIRST + 40)
+    for uid in uids:
+        make_tree(place / f"tree{uid}", uid, uid)
+    argv = [node.site.binary, "sweep", "--deep", "--remove", "--json"]
+    both = [subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd="/") for _ in range(2)]
+    said = [part for process in both for part in process.communicate(timeout=60)]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert list(place.iterdir()) == []
+
+
 # ---- who may ----
 
 

@@ -120,7 +120,8 @@ class Mounted:
         subprocess.run(["umount", self.place], check=True)
 
     def again(self):
-        """Other file systems get the device number meanwhile: the kernel gives the lowest that is free (get_anon_bdev), and tests beside this one take and free some too."""
+        """Other file systems get the device number meanwhile. The kernel gives the lowest that is free (get_anon_bdev), and tests beside this one
+        take and free some too: so on until it is another."""
         before = self.file.stat().st_dev
         for _ in range(50):
             self.umount()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
 
+from nodewrap.deep import things
 from nodewrap.deep.owner import as_owner
 from tests.need import need
 
@@ -52,3 +55,22 @@ def _may_signal_parent():
     except PermissionError:
         return False
     return True
+
+
+def test_ending_one_ids_processes_leaves_who_acts_for_another_alone():
+    """A second sweep removes another id's files meanwhile: kill(2) asks for the sender's real uid too, and so must find another one there."""
+    need("root")
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(as_owner, 61235, 61235, lambda: [time.sleep(1), os.geteuid()][1], 5)
+        while not busy.done():
+            assert things.end_processes(61234, 61234) == ""
+        assert busy.result() == 61235
+
+
+def test_sweeps_that_end_processes_at_the_same_time_do_not_hinder_each_other():
+    """Their killers have one real uid, so that one may end another: it is begun anew then."""
+    need("root")
+    ends = "import sys\nfrom nodewrap.deep import things\nfor _ in range(100):\n  why = things.end_processes(int(sys.argv[1]), 61234)\n" \
+           "  assert why == '', why"
+    both = [subprocess.Popen([sys.executable, "-c", ends, uid]) for uid in ("61234", "61235", "61236")]
+    assert [process.wait(60) for process in both] == [0, 0, 0]
