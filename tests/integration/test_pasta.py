@@ -17,7 +17,7 @@ from nodewrap import netkernel, netrun
 from tests.conftest import installation
 from tests.files import CHECKOUT
 from tests.need import need
-from tests.node import DELEGATED, SUBJECT, Node, alive, until
+from tests.node import BLOCK, DELEGATED, SUBJECT, Node, alive, status_of, until
 from tests.world import CLOSED, METADATA, NAMES, NODE, OTHER, PROFILES, TRY, WORLD, World, listening, reachable
 
 RANGE, GATEWAY = "10.214.0.0/24", "10.214.0.1"
@@ -65,35 +65,36 @@ class Site:
         assert (ran.rc, ran.err) == (0, b""), ran
         return ran.text.split("\n")[:-1], ran
 
+    def makers(self):
+        """pids of what makes networks here: (netrun, pasta), each with its parent's death signal. Those of other sessions have other uids."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+                pasta = os.path.basename(words[0]).startswith(b"pasta") and GATEWAY.encode() in words
+                if alive(int(pid)) and (pasta or (words[5:6] == [b"net"] and words[4].endswith(b"serve.py"))):
+                    uid = int(status_of(pid)["Uid"][0])
+                    found += [int(pid)] * (uid == self.node.pilot.uid or DELEGATED <= uid < DELEGATED + BLOCK)
+        return sorted(found)
+
 
 @pytest.fixture
 def made(world, session):
     node = Node(installation(session, "userns"))
     with tun_for(node.pilot.uid):
-        yield Site(node)
+        site = Site(node)
+        yield site
         node.close()
         left = node.settled()
         node.site.reset()
     assert not any(left.values()), left
-    until(lambda: not makers(), f"nothing runs on: {makers()}")
-
-
-def makers():
-    """pids of what makes networks here: (netrun, pasta), each with its parent's death signal."""
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            pasta = os.path.basename(words[0]).startswith(b"pasta") and GATEWAY.encode() in words
-            if alive(int(pid)) and (pasta or (words[5:6] == [b"net"] and words[4].endswith(b"serve.py"))):
-                found.append(int(pid))
-    return sorted(found)
+    until(lambda: not site.makers(), f"nothing runs on: {site.makers()}")
 
 
 def start(made, profile="net", kind="map", command=("/bin/sleep", "60")):
     """A payload that waits, and its two makers."""
     live = made.node.start(kind, *command, profile=profile)
-    return live, until(lambda: len(makers()) == 2 and makers(), "netrun and pasta run")
+    return live, until(lambda: len(made.makers()) == 2 and made.makers(), "netrun and pasta run")
 
 
 ENTER = """
@@ -193,7 +194,7 @@ def test_what_makes_the_network_holds_nothing_of_the_pilots_and_is_not_seen_by_t
     with open(secret) as file:
         live = made.node.start("map", "/bin/sh", "-c", "ls /proc | grep -c '^[0-9]'; sleep 60", profile="net", more_fds=(file.fileno(),))
     seen = int(live.process.stdout.readline())
-    pids = until(lambda: len(makers()) == 2 and makers(), "both run")
+    pids = until(lambda: len(made.makers()) == 2 and made.makers(), "both run")
     for pid in pids:
         held = [os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")]
         assert str(secret) not in held
@@ -221,11 +222,11 @@ def test_whoever_is_killed_nothing_runs_on_when_the_run_has_ended(made, victim):
     os.kill({"launcher": live.process.pid, "netrun": netrun_pid, "pasta": pasta}[victim], signal.SIGKILL)
     if victim == "launcher":
         live.end()
-        until(lambda: not makers(), "both died with the launcher")
+        until(lambda: not made.makers(), "both died with the launcher")
         made.node.sweep()
         return
     if victim == "pasta" or not confined(pasta):
-        until(lambda: pasta not in makers(), "pasta is gone")
+        until(lambda: pasta not in made.makers(), "pasta is gone")
     assert alive(live.pid), "the payload goes on, without a network"
     live.process.send_signal(signal.SIGTERM)
     assert live.end()[0] == 128 + signal.SIGTERM
@@ -237,7 +238,7 @@ def test_nothing_outlives_the_launcher_where_it_runs_as_root_of_the_namespace(ma
     live, _ = start(made, kind="block")
     live.process.kill()
     live.end()
-    until(lambda: not makers(), "both died with the launcher")
+    until(lambda: not made.makers(), "both died with the launcher")
     made.node.sweep()
 
 
@@ -286,7 +287,7 @@ def test_pasta_that_hangs_is_waited_for_no_longer_than_the_guard_says(made):
         ran = made.node.run("map", "/bin/true", profile="net")
         refused(ran, "netrun does not answer")
         assert 1 < time.monotonic() - began < 8
-        assert not makers()
+        assert not made.makers()
     finally:
         made.site.write(script, text)
 
