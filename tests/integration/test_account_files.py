@@ -32,13 +32,18 @@ CASES = [(launcher, kind, profile) for launcher, kinds in KINDS.items() for kind
          if (launcher, kind) != ("userns", "block")]  # wants a delegated range
 
 
+def versions():
+    """Which files the host has there. With their times: the second of two replacements is often given the inode of the file before the first."""
+    return [(info.st_ino, info.st_ctime_ns) for info in map(os.stat, ("/etc/passwd", "/etc/group"))]
+
+
 def look(node, kind, **more):
     """What the payload sees. Where /etc is the host's (batch) the kernel takes our file off its name when the host replaces its own (rename(2) of a
     place that is a mount point elsewhere): useradd of another session does that, and then it is looked at again."""
     for _ in range(5):
-        before = [os.stat(path).st_ino for path in ("/etc/passwd", "/etc/group")]
+        before = versions()
         found = node.python(kind, LOOK, **more)
-        if before == [os.stat(path).st_ino for path in ("/etc/passwd", "/etc/group")]:
+        if before == versions():
             break
     return found
 
@@ -79,10 +84,12 @@ def test_a_home_that_is_no_field_of_the_file_makes_no_line_of_its_own(node, home
     assert found["uids"].count("0") == sum(entry.pw_uid == 0 for entry in pwd.getpwall())
 
 
+#: Makes a copy of /etc in /mnt. cp(1) fails for a file that is gone when it comes to it, as those are that useradd has there for a moment.
+COPY = "mount -t tmpfs none /mnt && { cp -a /etc/. /mnt 2>/dev/null; test -s /mnt/passwd && test -s /mnt/group; }"
 #: Replaces the account files of an /etc of its own for ever. In the mount namespace that argv's other words run in, as the pilot.
-RENEW = """
+RENEW = f"""
 import os, subprocess, sys
-subprocess.run("mount -t tmpfs none /mnt && cp -a /etc/. /mnt && mount --bind /mnt /etc", shell=True, check=True)
+subprocess.run("{COPY} && mount --bind /mnt /etc", shell=True, check=True)
 child = os.fork()
 while child == 0:
     for name in ("/etc/passwd", "/etc/group"):
@@ -115,7 +122,7 @@ def test_reason_of_an_init_that_has_ended_is_not_lost(setuid_node, call, kind):
     """On a busy node it was gone before the launcher looked, which then said that init had ended or hung. Here each call of that name comes late: of
     clone(2) the payload's, and init's word crosses the launcher's; of flock(2) the log's: by then the payload's request for its ids lies there."""
     need("unshare", "strace")
-    hide = "mount -t tmpfs none /mnt && cp -a /etc/. /mnt && rm /mnt/group && mount --bind /mnt /etc && exec \"$@\""
+    hide = f'{COPY} && rm /mnt/group && mount --bind /mnt /etc && exec "$@"'
     late = ["strace", "-f", "-o", "/dev/null", "-e", f"trace={call}", "-e", f"inject={call}:delay_enter=100000", *as_pilot(setuid_node)]
     words = ["unshare", "-m", "/bin/sh", "-c", hide, "sh", *late, *map(str, setuid_node.argv(kind, ["/bin/true"]))]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, env=setuid_node.site.environment(setuid_node.pilot), cwd="/")
