@@ -214,6 +214,7 @@ def test_explain_prints_every_step(run):
         "site T", "bans: none applies", "caller plt01: known, vo atlas", "assurance credential: enough, site asks for credential", "rule r: matches",
         "permit: mode map, profile strict"]
     assert run("explain", *asked, "--dn", "/CN=Ann", "--at", "2027-07-01")[0] == 1
+    asked += ["--at", "2027-06-01"]  # before the rule expires, whenever this runs
     status, out, _ = run("explain", *asked, "--dn", "CN = mallory")
     assert status == 1
     assert "deny NW-BANNED: ban ban-1 by dn, incident 7" in out
