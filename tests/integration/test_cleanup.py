@@ -621,5 +621,6 @@ def test_launcher_leaves_no_mount_behind_when_it_is_killed(setuid_node, home):
     live.process.kill()
     live.process.wait()
     until(lambda: not alive(live.pid) and setuid_node.is_clean(), "payload and keeper end", 5)
-    assert mounts(setuid_node) == before
+    # Nobody is left who could still unmount one of the run's; the node's own come and go.
+    until(lambda: mounts(setuid_node) <= before, "no mount is left", 5)
     top.rmdir()
