@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -293,7 +294,8 @@ def test_a_payload_whose_init_was_killed_is_not_executed(setuid_node, profile):
 def waiting_payload(node):
     """pid of the payload of a run in mode map that has asked for its ids: init's child, blocked."""
     for pid in node.launchers():
-        parent = int(status_of(pid)["PPid"][0])
-        if parent in node.launchers() and Path(f"/proc/{parent}/comm").read_text() == Path(f"/proc/{pid}/comm").read_text() == "nodewrap-init\n":
-            return pid if Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0" else None  # read(2)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one of the launcher's helpers, which has ended since
+            parent = int(status_of(pid)["PPid"][0])
+            if parent in node.launchers() and Path(f"/proc/{parent}/comm").read_text() == Path(f"/proc/{pid}/comm").read_text() == "nodewrap-init\n":
+                return pid if Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0" else None  # read(2)
     return None
