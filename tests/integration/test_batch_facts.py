@@ -319,13 +319,19 @@ def those(processes, what):
     return found
 
 
+def orphans(node):
+    """The pilot's processes that belong to nobody any more."""
+    return those(psutil.process_iter(), lambda process: process.ppid() == 1 and process.uids().real == node.pilot.uid)
+
+
 @pytest.mark.parametrize(("launcher", "kind", "profile"), RUNS)
 def test_everything_of_the_payload_is_a_descendant_of_the_front_while_it_runs(request, launcher, kind, profile):
     """DIRAC, PanDA and condor_procd add up processors and memory by walking from parent to child."""
     node = request.getfixturevalue(f"{launcher}_node")
+    before = orphans(node)  # of an earlier test, which the node's init has yet to reap
     live = node.start(kind, *python(LETTERS), profile=profile)
     until(lambda: said(live, 0.2) == ALL, "all of the payload runs")
     below = psutil.Process(live.process.pid).children(recursive=True)
     assert len(those(below, lambda process: process.name() == "python3" and process.status() != "zombie")) == 3
-    assert those(psutil.process_iter(), lambda process: process.ppid() == 1 and process.uids().real == node.pilot.uid) == []
+    assert [process for process in orphans(node) if process not in before] == []
     ended(live)
