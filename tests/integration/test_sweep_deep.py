@@ -466,10 +466,12 @@ def test_it_is_roots_alone_and_not_for_sites_without_privilege(node, userns_node
 
 
 def test_the_report_for_people_names_kind_owner_path_and_time(node, pool, place):
+    days = [time.strftime("%Y-%m-%dT", time.gmtime())]
     tree = make_tree(place / "pool", pool.uid, pool.gid)
+    days.append(time.strftime("%Y-%m-%dT", time.gmtime()))
     os.rename(tree, f"{place}/\x1b[31mred")
     done = subprocess.run([node.site.binary, "sweep", "--deep"], capture_output=True, text=True, check=False, cwd="/")
     (line,) = done.stdout.splitlines()
     assert line.split()[:2] == ["file", pool.name]
     assert f"{place}/\\x1b[31mred" in line
-    assert time.strftime("%Y-%m-%dT", time.gmtime()) in line
+    assert any(day in line for day in days)
