@@ -25,7 +25,7 @@ def snapshot() -> dict[str, set[str]]:
     found["mounts"] = {line.split()[4] for line in _lines("/proc/self/mountinfo")}
     places = [Path(place) for place in {*PLACES, str(Path.home())} if os.access(place, os.R_OK)]
     found["files"] = {str(path) for place in places for path in place.iterdir() if _ours(path)}
-    found["IPC objects"] = {f"{kind} {line.split()[1]}" for kind in ("msg", "sem", "shm") for line in _lines(f"/proc/sysvipc/{kind}")[1:]}
+    found["IPC objects"] = {name for kind in ("msg", "sem", "shm") for name in _ipc(kind)}
     return found
 
 
@@ -38,11 +38,23 @@ def difference(before: dict[str, set[str]], after: dict[str, set[str]], mine: st
 
 def _ours(path: Path) -> bool:
     try:
-        return bool(NAMES.search(path.name)) or not pwd.getpwuid(path.lstat().st_uid)
-    except KeyError:
-        return True  # no account has this uid
+        return bool(NAMES.search(path.name)) or not _has_account(path.lstat().st_uid)
     except FileNotFoundError:
         return False  # gone between the two looks
+
+
+def _ipc(kind: str) -> set[str]:
+    """Those that a payload can have made: of an id without an account, as the demonstration's are in the end, or, without root, of the caller's."""
+    header, *rows = [line.split() for line in _lines(f"/proc/sysvipc/{kind}")] or [["uid"]]
+    owner = header.index("uid")
+    return {f"{kind} {row[1]}" for row in rows if not _has_account(uid := int(row[owner])) or uid == os.getuid() != 0}
+
+
+def _has_account(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
 
 
 def _lines(path: str) -> list[str]:
