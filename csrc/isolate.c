@@ -205,21 +205,16 @@ static int clone_init(struct nw_run *r, const void *filter, size_t len, struct n
 	return nwp_write_maps(r, r->init, e);
 }
 
-/* With each message of the payload's comes a pidfd: the message may have waited here while who sent it ended, and its number is another's by now. */
-static ssize_t hear_payload(struct nw_run *r, struct nw_msg *m) {
-	nwp_close(&r->payload_fd);
-	return nwp_receive_fd(r->payload_sock, m, sizeof *m, MSG_DONTWAIT, &r->payload, &r->payload_fd);
-}
-
 /* The next word: that init could not do its part, else the payload's, which when it has given up says why, where init only says that it ended. Of an
- * init that has ended both are at their end. */
+ * init that has ended both are at their end. With the payload's first comes a pidfd: it may have waited here while who sent it ended, and its
+ * number is another's by now. */
 static int news(struct nw_run *r, struct nw_msg *m, struct nw_err *e) {
 	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->init_sock, POLLIN, 0 } };
 	while (poll(p, 2, 30000) < 0 && errno == EINTR)
 		;
 	ssize_t n = p[1].revents ? recv(r->init_sock, m, sizeof *m, MSG_DONTWAIT | MSG_PEEK) : -1; /* the payload's end is for supervise.c to read */
 	bool failed = n == (ssize_t)sizeof *m && m->what == NW_NEWS_ERROR;
-	if (!failed && p[0].revents & POLLIN) n = hear_payload(r, m);
+	if (!failed && p[0].revents & POLLIN) n = nwp_receive_fd(r->payload_sock, m, sizeof *m, MSG_DONTWAIT, &r->payload, &r->payload_fd);
 	if (n != (ssize_t)sizeof *m)
 		return nw_fail(e, NW_INTERNAL, "NW-INIT", "init ended or hung before the payload was ready (killed from outside, or out of memory)");
 	if (m->what == NW_NEWS_ERROR) {
@@ -250,19 +245,21 @@ static int killed(struct nw_err *e) {
 /* What failed with it, when it is gone: an init that gave up says why. */
 static int lost_payload(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m;
-	return r->payload_fd < 0 || !nwp_is_reaped(r->payload_fd) || news(r, &m, e) ? -1 : killed(e);
+	return !nwp_is_reaped(r->payload_fd) || news(r, &m, e) ? -1 : killed(e);
 }
 
 static int until_ready(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m = { 0 };
+	bool map = r->launcher->privileged && r->decision.mode == NW_MAP;
 	do {
 		if (news(r, &m, e)) return -1;
-		if (m.what == NW_NEWS_MAP && (nwp_write_maps(r, r->payload, e) || (say(r->payload_sock) && killed(e)))) return lost_payload(r, e);
+		if (r->payload_fd < 0) return nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload's pidfd did not come: no descriptor is free");
+		if (map && m.what == NW_NEWS_BORN && (nwp_write_maps(r, r->payload, e) || (say(r->payload_sock) && killed(e)))) return lost_payload(r, e);
 	} while (m.what != NW_NEWS_READY);
 	r->loginuid = m.loginuid;
 	r->keyring = m.keyring;
 	if (r->loginuid && !(r->profile.namespaces & NW_NS_PID)) r->session = read_session(r->payload);
-	if (r->payload_fd < 0 || nwp_is_reaped(r->payload_fd)) { /* then that may have been another's */
+	if (nwp_is_reaped(r->payload_fd)) { /* then that may have been another's */
 		r->session = AUDIT_SID_UNSET;
 		killed(e);
 		return lost_payload(r, e);

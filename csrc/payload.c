@@ -8,14 +8,6 @@ static void __attribute__((noreturn)) give_up(int sock, int code, int exit, cons
 	_exit(nwp_write_all(sock, &m, sizeof m) ? 125 : code);
 }
 
-/* With a pidfd of ours: whoever reads this later knows by it whether our number still is ours. */
-static int tell(int sock, const struct nw_msg *m) {
-	int self = nwp_pidfd_open(getpid());
-	bool told = self >= 0 && nwp_send_fd(sock, m, sizeof *m, self, 0) == (ssize_t)sizeof *m;
-	nwp_close(&self);
-	return told ? 0 : -1;
-}
-
 static int write_file(const struct nw_file *f) {
 	int fd = open(f->path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY, f->mode);
 	struct stat st;
@@ -138,12 +130,17 @@ static void change_ids(struct nw_run *r, int sock) {
 		give_up(sock, 125, NW_INTERNAL, "NW-IDS", "cannot become", "the payload's user");
 }
 
-/* Real root: the payload's user namespace is new at this point and the launcher must write its maps. */
-static void await_maps(struct nw_run *r, int sock) {
-	struct nw_msg m = { .what = NW_NEWS_MAP };
+/* With a pidfd of ours: whoever reads this later knows by it whether our number still is ours. Now, while no limit of the payload's is in the way:
+ * it may have few descriptors, and its id too many on their way (unix(7), ETOOMANYREFS). Real root: the payload's user namespace is new at this
+ * point and the launcher must write its maps. */
+static void present(struct nw_run *r, int sock) {
+	struct nw_msg m = { .what = NW_NEWS_BORN };
+	int self = nwp_pidfd_open(getpid());
 	char go;
-	if (!(r->launcher->privileged && r->decision.mode == NW_MAP)) return;
-	if (tell(sock, &m) || read(sock, &go, 1) != 1) _exit(125);
+	if (self < 0 || nwp_send_fd(sock, &m, sizeof m, self, 0) != (ssize_t)sizeof m)
+		give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no pidfd of", "the payload");
+	close(self);
+	if (r->launcher->privileged && r->decision.mode == NW_MAP && read(sock, &go, 1) != 1) _exit(125);
 }
 
 /* built: where init says that the root is there, in which all from there on is looked up. What comes before it is done beside init's work. */
@@ -155,7 +152,7 @@ void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size
 	snprintf(loginuid, sizeof loginuid, "%u", r->decision.mode == NW_MAP || r->userns >= 0 ? r->id.inside_uid : r->id.uid);
 	if (setsid() < 0 || !argv || !(env = nwp_build_env(r))) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no session or memory for", "the payload");
 	if (r->tty >= 0 && ioctl(r->tty, TIOCSCTTY, 0)) give_up(sock, 125, NW_INTERNAL, "NW-STDIO", "no controlling terminal for", "the payload");
-	await_maps(r, sock);
+	present(r, sock);
 	/* Our "/" has changed with init's (pivot_root(2)). Without a word it is gone, and has told why. */
 	if (read(built, &go, 1) != 1 || chdir("/")) _exit(125);
 	/* Without privilege the file is ours only while we are dumpable (proc(5)). */
@@ -181,7 +178,7 @@ void nwp_payload(struct nw_run *r, int sock, int built, const void *filter, size
 					      : "/");
 	umask(r->decision.umask);
 	if (apply_limits(r)) give_up(sock, 125, NW_INTERNAL, "NW-LIMIT", "cannot set", "resource limits");
-	if (tell(sock, &ready)) _exit(125);
+	if (nwp_write_all(sock, &ready, sizeof ready)) _exit(125);
 	/* While the launcher records the start: the kernel translates the filter, which takes 0.1 ms. */
 	if (filter && nw_lock(filter, len)) give_up(sock, 125, NW_INTERNAL, "NW-SECCOMP", "the kernel refused the filter of", r->profile.name);
 	if (read(sock, &go, 1) != 1) give_up(sock, 125, NW_INTERNAL, "NW-PAYLOAD", "no word to start for", "the payload");

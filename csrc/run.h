@@ -272,7 +272,7 @@ int nwp_network(struct nw_run *r, struct nw_err *e);
 void nwp_network_end(struct nw_run *r);
 
 /* What init and payload tell the launcher, over SOCK_SEQPACKET pairs. */
-enum nw_news { NW_NEWS_ERROR = 1, NW_NEWS_MAP, NW_NEWS_READY, NW_NEWS_EXIT };
+enum nw_news { NW_NEWS_ERROR = 1, NW_NEWS_BORN, NW_NEWS_READY, NW_NEWS_EXIT };
 struct nw_msg {
 	int what, status, killed; /* EXIT: wait status, processes still there */
 	bool loginuid, keyring;   /* READY */

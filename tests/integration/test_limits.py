@@ -13,6 +13,7 @@ import shutil
 import signal
 import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -499,3 +500,34 @@ def test_file_systems_in_memory_are_no_larger_than_scratch(node, profile):
     ran = node.sh(kind(node), script, profile=profile)
     written, *sizes = map(int, ran.text.split())
     assert (written, sizes) == (2 * MIB, [2 * MIB] * 3), ran
+
+
+def test_a_payload_with_room_for_one_descriptor_more_is_started(node):
+    """Its limit is the pilot's own. Its socket is descriptor 3 until exec, and a pidfd had no place beside it."""
+    for who in ("map", "log-only"):
+        ran = node.site.run(["prlimit", "--nofile=4:1024", *node.argv(who, ["/bin/true"])])
+        assert (ran.rc, ran.err) == (0, b""), ran
+
+
+# As many descriptors on their way, in messages that nobody has read, as an id may have, and some more (unix(7), ETOOMANYREFS).
+FLYING = """
+import array, contextlib, socket, sys
+pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM) for _ in range(8)]
+with contextlib.suppress(OSError):
+    for one, _ in pairs:
+        one.sendmsg([b"x"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 200))])
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(("who", "role"), [("static", "user1"), ("log-only", "pilot")])
+def test_descriptors_that_others_of_its_id_have_on_their_way_keep_no_payload_from_its_start(setuid_node, who, role):
+    """Another payload's, where an account is shared."""
+    site, few = setuid_node.site, ["prlimit", "--nofile=1024:4096"]
+    words = [*few, sys.executable, "-I", "-c", FLYING]
+    with site.start(words, user=site.accounts[role], cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as others:
+        assert others.stdout.readline() == b"\n"
+        ran = site.run([*few, *setuid_node.argv(who, ["/bin/true"])])
+        others.stdin.close()
+    assert (ran.rc, ran.err) == (0, b""), ran
