@@ -2,6 +2,8 @@
  * (pid_namespaces(7)). It holds none of the pilot's descriptors, no capability, and dies with the launcher. */
 #include "run.h"
 
+#define GO_MS 5000 /* more than an exec takes whose file is there */
+
 int nwp_degrade(struct nw_run *r, const char *what, struct nw_err *e) {
 	if (!r->profile.degrade)
 		return nw_fail(e, NW_INTERNAL, "NW-MISSING",
@@ -284,18 +286,24 @@ int nwp_start(struct nw_run *r, struct nw_err *e) {
 	return nwp_record(r, "authorize", NULL, false, e) ? -1 : until_ready(r, e);
 }
 
-/* The records are safe: let it exec. On success its socket closes by exec; otherwise it says why (126, 127). */
-int nwp_go(struct nw_run *r, struct nw_err *e) {
+/* What it gave up for, perhaps before it read our word: then there is ECONNRESET first, and once (net/unix/af_unix.c, unix_release_sock). */
+int nwp_gave_up(struct nw_run *r, struct nw_err *e) {
 	struct nw_msg m;
 	ssize_t n;
-	r->started_us = nwp_realtime_us();
-	int gone = say(r->payload_sock);
-	/* What it gave up for, perhaps before it read our word: then there is ECONNRESET first (net/unix/af_unix.c, unix_release_sock), and once. */
-	do n = recv(r->payload_sock, &m, sizeof m, gone ? MSG_DONTWAIT : 0);
+	do n = recv(r->payload_sock, &m, sizeof m, MSG_DONTWAIT);
 	while (n < 0 && (errno == ECONNRESET || errno == EINTR));
 	nwp_close(&r->payload_sock);
-	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR)
-		return gone ? nw_fail(e, NW_INTERNAL, "NW-INIT", "the payload was killed before it began") : 0;
+	if (n != (ssize_t)sizeof m || m.what != NW_NEWS_ERROR) return 0;
 	m.err.code[sizeof m.err.code - 1] = m.err.text[sizeof m.err.text - 1] = 0;
 	return nw_fail(e, m.err.exit, m.err.code, "%s", m.err.text);
+}
+
+/* The records are safe: let it exec, which closes its socket; or it says why not (126, 127). Who has its id may have stopped it, and its file's
+ * server may not answer: then, or when the front is killed, it counts as begun, with all its limits, and why not is told at its end. */
+int nwp_go(struct nw_run *r, struct nw_err *e) {
+	struct pollfd p[2] = { { r->payload_sock, POLLIN, 0 }, { r->front, 0, 0 } };
+	r->started_us = nwp_realtime_us();
+	int gone = say(r->payload_sock);
+	if (!gone && (poll(p, 2, GO_MS) < 1 || !p[0].revents)) return 0;
+	return nwp_gave_up(r, e) ? -1 : gone ? killed(e) : 0;
 }

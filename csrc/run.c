@@ -180,7 +180,7 @@ static int carry_through(struct nw_run *r, bool ready, struct nw_err *e) {
 	else if (!clean)
 		nw_fail(e, NW_INTERNAL, "NW-CLEANUP", "processes, records or files could not be dealt with; see the cleanup record of run %s",
 			r->run);
-	else if (nwp_container_end(r, e)) record_error(r, e);
+	else if (nwp_gave_up(r, e) || nwp_container_end(r, e)) record_error(r, e);
 	int code = e->exit ? e->exit : exit_code(r);
 	nwp_status(r, "exited", e->exit ? e : NULL, code);
 	return code;

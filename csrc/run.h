@@ -261,6 +261,7 @@ int nwp_hear_walk(pid_t p, int fd[2], struct nw_tally *t);
 /* isolate.c: init and its namespaces; root.c: its mounts; payload.c: what becomes the payload */
 int nwp_start(struct nw_run *r, struct nw_err *e);
 int nwp_go(struct nw_run *r, struct nw_err *e);
+int nwp_gave_up(struct nw_run *r, struct nw_err *e);
 int nwp_cgroup_path(struct nw_run *r, struct nw_err *e);
 int nwp_open_cgroup(const struct nw_run *r);
 int nwp_build_root(struct nw_run *r, struct nw_err *e);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -9,10 +11,11 @@ import resource
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.node import alive, promised, status_of, until
+from tests.node import alive, kill, promised, status_of, until
 
 WAIT = ("/bin/sh", "-c", "read x")
 #: Every signal that ends a process by default. 32 and 33 are the C library's own.
@@ -469,3 +472,59 @@ def test_pilot_may_kill_the_launcher(setuid_node):
     until(lambda: not alive(live.pid), "the payload dies with its launcher", promised())
     until(setuid_node.is_clean, "the keeper has finished", 5)
     assert setuid_node.run("map", "/bin/true").rc == 0
+
+
+# ---- a payload that has its word and does not execute ----
+
+def ready_payload(node):
+    """pid of a payload that has told that it is ready, as it waits for the word (read(2)): all its rights are given away."""
+    for pid in node.launchers():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if status_of(pid)["NoNewPrivs"] == ["1"] and Path(f"/proc/{pid}/syscall").read_text().split()[0] == "0":
+                return pid
+    return None
+
+
+@contextlib.contextmanager
+def stopped_before_exec(node, command, profile, options=()):
+    """By its pilot, whose id it has: (process, payload's pid) once its start is on record. Killed at the end."""
+    assert node.run("log-only", "/bin/true", profile=profile).rc == 0  # the log is there
+    before = node.site.audit_size()
+    with open(f"{node.site.audit}.sequence", "rb") as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        process = node.site.start(node.argv("log-only", command, profile, options), stderr=subprocess.PIPE)
+        payload = until(lambda: ready_payload(node), "the payload is ready")
+        assert node.site.run(["kill", "-STOP", str(payload)]).rc == 0
+        until(lambda: status_of(payload)["State"][0] == "T", "it is stopped")
+        fcntl.flock(log, fcntl.LOCK_UN)
+    until(lambda: "start" in node.actions(before), "its start is on record")
+    try:
+        yield process, payload
+    finally:
+        if alive(payload):
+            os.kill(payload, signal.SIGCONT)
+        kill(process)
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("profile", ["none", "batch"])
+def test_a_payload_stopped_before_its_exec_is_held_to_its_time(node, profile):
+    """The launcher waited for its exec, for ever: no limit, no signal, no end of the front was seen to."""
+    with stopped_before_exec(node, ["/bin/true"], profile, ["--wall", "1s"]) as (process, payload):
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert not alive(payload)
+
+
+@pytest.mark.parametrize("profile", ["none", "batch"])
+def test_a_payload_stopped_before_its_exec_ends_with_the_front(setuid_node, profile):
+    with stopped_before_exec(setuid_node, ["/bin/true"], profile) as (process, payload):
+        os.kill(process.pid, signal.SIGKILL)
+        until(lambda: not setuid_node.launchers(), "nobody is left")
+        assert not alive(payload)
+
+
+def test_why_a_payload_that_was_stopped_could_not_be_executed_is_told_late(node):
+    with stopped_before_exec(node, ["/nonono"], "batch") as (process, payload):
+        time.sleep(6)  # it counts as begun by then
+        os.kill(payload, signal.SIGCONT)
+        assert (process.wait(30), process.stderr.read().split(b": ")[1]) == (127, b"NW-EXEC")
