@@ -61,7 +61,7 @@ static void put_process(struct nw_json *j, struct nw_run *r, bool ended) {
 	if (ended) nw_json_string(j, "process.ended_by", r->why ? r->why : r->swept ? "swept" : r->ended ? "exit" : NULL);
 }
 
-static void put_isolation(struct nw_json *j, struct nw_run *r) {
+static void put_isolation(struct nw_json *j, struct nw_run *r, bool began) {
 	static const char *const kind[] = { "pid", "ipc", "uts", "cgroup", "mount", "net" }, *const how[] = { "plain", "idmap", "chown" };
 	const char *on[8];
 	int n = 0;
@@ -78,7 +78,7 @@ static void put_isolation(struct nw_json *j, struct nw_run *r) {
 	if (r->decision.workdir) nw_json_string(j, "nodewrap.isolation.workdir", how[r->how]);
 	if (!(r->profile.namespaces & NW_NS_MOUNT) && r->decision.mode == NW_LOG_ONLY)
 		nw_json_bool(j, "nodewrap.isolation.pilot_secrets_exposed", true);
-	if (r->payload) {
+	if (r->payload && began) { /* what one that gave up had of it by then it has not told */
 		nw_json_bool(j, "nodewrap.isolation.loginuid", r->loginuid);
 		nw_json_bool(j, "nodewrap.isolation.keyring", r->keyring);
 	}
@@ -184,7 +184,7 @@ static size_t compose(struct nw_run *r, const char *action, const struct nw_err 
 	put_facts(&j, d, "nodewrap.policy");
 	put_facts(&j, d, "nodewrap.declared");
 	put_facts(&j, d, "nodewrap.image");
-	if (permit && !r->swept && strcmp(action, "authorize")) put_isolation(&j, r);
+	if (permit && !r->swept && strcmp(action, "authorize")) put_isolation(&j, r, !why);
 	if (strcmp(action, "start") == 0) nwp_put_limits(&j, r);
 	if (ended) (r->swept ? put_counts : put_usage)(&j, r);
 	if (strcmp(action, "cleanup") == 0 || strcmp(action, "handover") == 0) put_cleanup(&j, r);

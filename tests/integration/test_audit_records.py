@@ -88,6 +88,17 @@ def test_command_that_cannot_be_executed_ends_in_an_error_record(node):
     assert ran.records[-1]["event"]["code"] == "NW-EXEC"
 
 
+def test_error_record_does_not_guess_what_a_payload_that_gave_up_had(node):
+    """It cannot enter its directory: that it had no login id and no keyring of its own was on record, which was not so."""
+    closed = node.site.pilot.home / "closed"
+    closed.mkdir(mode=0)
+    os.chown(closed, node.pilot.uid, node.pilot.gid)
+    ran = node.run("map", "/bin/true", options=["--workdir", closed])
+    closed.rmdir()
+    assert [record["event"]["code"] for record in ran.records if record["event"]["action"] == "error"] == ["NW-CWD"], ran
+    assert {"loginuid", "keyring"} & set(ran.records[-1]["nodewrap"]["isolation"]) == set()
+
+
 def test_what_the_profile_could_not_get_is_recorded_as_degrade(userns_node):
     """The unprivileged launcher cannot make a cgroup; profile batch says degrade."""
     userns_node.open_guard(cgroup="/sys/fs/cgroup")
