@@ -77,6 +77,7 @@ def read(path):
         return b""
 def euid_of_setuid_program():
     with subprocess.Popen(["/usr/bin/passwd"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as child:
+        child.stdout.read(1)  # Popen returns when the file descriptors are closed; the ids are changed after that (fs/exec.c, begin_new_exec)
         words = [line.split() for line in open(f"/proc/{child.pid}/status") if line.startswith("Uid")][0]
         child.kill()
     return int(words[2])

@@ -208,11 +208,6 @@ def test_launchers_death_by_kill_ends_the_payload_and_its_daemons(request, launc
     tree = node.launchers() + node.payload_processes() + [live.pid]
     live.process.kill()
     live.process.wait()
-    if profile == "none" and launcher == "userns":  # a daemon without a namespace outlives kill -9 of a launcher that has no keeper
-        until(lambda: not alive(live.pid) and not node.launchers(), "the payload dies with its launcher", promised())
-        daemons = processes_with("os.setsid()", "python3")
-        assert node.site.leases()
-        subprocess.run(["kill", "-9", *map(str, daemons)], check=True)
     until(lambda: not any(map(alive, tree)) and not node.payload_processes(), "the namespace dies with its launcher", promised())
     if node.privileged:
         until(node.is_clean, "the keeper has finished", 5)
