@@ -254,8 +254,8 @@ class Node:
         return found
 
     def actions(self, start=0):
-        """What the audit says from that byte on, in order: event.action of each record."""
-        return [record["event"]["action"] for record in self.site.records(start)]
+        """What the audit says from that byte on until now, in order: event.action of each record."""
+        return [record["event"]["action"] for record in self.site.records(start, growing=True)]
 
     def leftovers(self):
         """Everything that a run that has ended may not leave, by kind; empty lists when all is well."""

@@ -352,13 +352,15 @@ class Site:
     def audit_size(self):
         return self.audit.stat().st_size if self.audit.exists() else 0
 
-    def records(self, start=0):
-        """Audit records from that byte on. A line that is not JSON is an error of the site's."""
+    def records(self, start=0, growing=False):
+        """Audit records from that byte on. A line that is not JSON is an error of the site's. growing: but for one that is being written, as the
+        kernel lets others read what of a write it has done (one that goes over a page's end is done in two)."""
         if not self.audit.exists():
             return []
         with open(self.audit, "rb") as log:
             log.seek(start)
-            return [json.loads(line) for line in log.read().splitlines()]
+            lines = log.read().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if not growing or line.endswith(b"\n")]
 
     def leases(self):
         """Names of the leases that are left."""
