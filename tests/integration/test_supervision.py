@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import time
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.need import need
 from tests.node import alive, kill, promised, status_of, until
 
 WAIT = ("/bin/sh", "-c", "read x")
@@ -523,3 +525,28 @@ def test_why_a_payload_that_was_stopped_could_not_be_executed_is_told_late(node)
         time.sleep(6)  # it counts as begun by then
         os.kill(payload, signal.SIGCONT)
         assert (process.wait(30), process.stderr.read().split(b": ")[1]) == (127, b"NW-EXEC")
+
+
+@pytest.fixture
+def silent(tmp_path):
+    """A program on a file system whose server answers for its name and not for its content."""
+    need("root", "fuse", "squashfuse", "mksquashfs")
+    place = Path(f"/opt/nodewrap-test-silent-{os.getpid()}")
+    place.mkdir()
+    shutil.copy("/bin/true", tmp_path)
+    subprocess.run(["mksquashfs", tmp_path / "true", tmp_path / "packed", "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen(["squashfuse", "-f", "-o", "allow_other", tmp_path / "packed", place])
+    try:
+        until(lambda: place.is_mount() and (place / "true").stat(), "it is mounted, and its name known")
+        server.send_signal(signal.SIGSTOP)
+        yield place / "true"
+    finally:
+        server.send_signal(signal.SIGCONT)
+        subprocess.run(["umount", place], check=True)
+        server.wait(10)
+        place.rmdir()
+
+
+def test_a_payload_whose_file_is_not_served_is_held_to_its_time(node, silent):
+    process = node.site.start(node.argv("log-only", [silent], "none", ["--wall", "1s"]))
+    assert process.wait(30) == 128 + signal.SIGTERM

@@ -72,5 +72,5 @@ def test_sweeps_that_end_processes_at_the_same_time_do_not_hinder_each_other():
     need("root")
     ends = "import sys\nfrom nodewrap.deep import things\nfor _ in range(100):\n  why = things.end_processes(int(sys.argv[1]), 61234)\n" \
            "  assert why == '', why"
-    both = [subprocess.Popen([sys.executable, "-c", ends, uid]) for uid in ("61234", "61235", "61236")]
-    assert [process.wait(60) for process in both] == [0, 0, 0]
+    three = [subprocess.Popen([sys.executable, "-c", ends, uid]) for uid in ("61234", "61235", "61236")]
+    assert [process.wait(60) for process in three] == [0, 0, 0]
