@@ -2,6 +2,7 @@
 #include "run.h"
 
 #define PATIENCE_MS 10000 /* a process in uninterruptible sleep may take this long; then it is reported as left */
+#define REAPED_MS 100     /* an init may take seconds to reap orphans; they are looked at instead */
 #define FUSE_MS 1000      /* and after this its FUSE connections are cut */
 
 static bool populated(struct nw_run *r) {
@@ -98,17 +99,15 @@ static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_
 
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
  * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
- * fork succeeds only when we are the last (setrlimit(2)). Zombies count too, and a pilot may be the
- * parent who does not reap them: then none is left that lives. 0, or -1 when some could not be ended in time. */
-static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
+ * fork succeeds only when we are the last (setrlimit(2)). Zombies count too, and their parent may
+ * never reap them: then none is left that lives. 0, or -1 when some could not be ended in time. */
+static int sweep(uid_t uid, gid_t gid) {
 	struct rlimit two = { 2, 2 };
 	pid_t p = fork(), q;
 	if (p == 0) {
 		if (nwp_become(uid, gid, false) || setrlimit(RLIMIT_NPROC, &two)) _exit(1); /* not proved, kill(-1) would be root's: everybody */
-		while (kill(-1, SIGKILL), (q = fork()) < 0) {
-			if (nwp_now_ms() > deadline) _exit(1);
-			usleep(500);
-		}
+		for (uint64_t end = nwp_now_ms() + REAPED_MS; kill(-1, SIGKILL), (q = fork()) < 0; usleep(500))
+			if (nwp_now_ms() > end) _exit(1);
 		if (q > 0) waitpid(q, NULL, 0);
 		_exit(0);
 	}
@@ -118,7 +117,7 @@ static int sweep(uid_t uid, gid_t gid, uint64_t deadline) {
 int nwp_sweep_uid(const struct nw_run *r, uid_t uid, gid_t gid) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
 	int bad;
-	while ((bad = sweep(uid, gid, deadline)) && (bad = find("status", of_uid, uid, 0) != 0) && nwp_now_ms() < deadline) {
+	while ((bad = sweep(uid, gid)) && (bad = find("status", of_uid, uid, 0) != 0) && nwp_now_ms() < deadline) {
 		while (waitpid(-1, NULL, WNOHANG) > 0) /* a sweeper that was killed left its child to us, and a zombie counts too */
 			;
 		cut_fuse(r, uid, uid);
