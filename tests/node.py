@@ -278,8 +278,8 @@ class Node:
                     group.rmdir()
 
     def settled(self):
-        """What is left once the keepers of launchers that a test killed have had their time."""
-        end = time.monotonic() + 5
+        """What is left once the keepers of launchers that a test killed have had their time, and the node's init has reaped orphans."""
+        end = time.monotonic() + 15
         while any((left := self.leftovers()).values()) and time.monotonic() < end:
             time.sleep(0.01)
         return left

@@ -234,13 +234,14 @@ uid, gid = os.getuid(), os.getgid()
 libc.unshare(0x10000000 | 0x20000)
 for name, text in ("setgroups", "deny"), ("uid_map", "0 %d 1" % uid), ("gid_map", "0 %d 1" % gid):
     open("/proc/self/" + name, "w").write(text)
-os.mkdir("/tmp/m")
+place = "/tmp/m%d" % os.getpid()  # profile none: the node's /tmp
+os.mkdir(place)
 fuse = os.open("/dev/fuse", os.O_RDWR)
-if libc.mount(b"x", b"/tmp/m", b"fuse", 0, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse):
+if libc.mount(b"x", place.encode(), b"fuse", 0, b"fd=%d,rootmode=40000,user_id=0,group_id=0" % fuse):
     sys.exit(os.strerror(ctypes.get_errno()))
 unique = struct.unpack_from("<IIQ", os.read(fuse, 1 << 17))[2]
 os.write(fuse, struct.pack("<IiQ", 80, 0, unique) + struct.pack("<IIIIHHIIHHI28x", 7, 23, 4096, 0, 4, 4, 4096, 1, 0, 0, 0))
-threading.Thread(target=os.stat, args=("/tmp/m/x",), daemon=True).start()
+threading.Thread(target=os.stat, args=(place + "/x",), daemon=True).start()
 os.read(fuse, 1 << 17)
 print("stuck", flush=True)
 time.sleep(float(sys.argv[1]))
