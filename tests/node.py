@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import time
@@ -82,11 +83,17 @@ def has_pilots_id(node, kind):
 
 
 def alive(pid):
-    """A process with that pid exists and is no zombie."""
+    """A process with that pid (an int) exists and has not ended; a zombie has, when it is one with all of its threads (pidfd_open(2))."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
         return False
+    try:
+        end = select.poll()
+        end.register(fd, select.POLLIN)
+        return not end.poll(0)
+    finally:
+        os.close(fd)
 
 
 def status_of(pid):
@@ -232,14 +239,14 @@ class Node:
         return {self.site.accounts[role].uid for role in roles}
 
     def payload_processes(self):
-        """pids under accounts or blocks of payloads."""
+        """pids of the living under accounts or blocks of payloads: orphans that have ended are the init's, which may take seconds to reap them."""
         ours, found = self.uids(), []
         for pid in filter(str.isdigit, os.listdir("/proc")):
             try:
                 uid = os.stat(f"/proc/{pid}").st_uid
             except FileNotFoundError:
                 continue
-            if uid in ours or MAP_FIRST <= uid < MAP_FIRST + MAP_BLOCKS * BLOCK:
+            if (uid in ours or MAP_FIRST <= uid < MAP_FIRST + MAP_BLOCKS * BLOCK) and alive(int(pid)):
                 found.append(int(pid))
         return found
 
@@ -278,8 +285,8 @@ class Node:
                     group.rmdir()
 
     def settled(self):
-        """What is left once the keepers of launchers that a test killed have had their time, and the node's init has reaped orphans."""
-        end = time.monotonic() + 15
+        """What is left once the keepers of launchers that a test killed have had their time, and the killed have ended."""
+        end = time.monotonic() + 5
         while any((left := self.leftovers()).values()) and time.monotonic() < end:
             time.sleep(0.01)
         return left

@@ -114,7 +114,7 @@ class Run:
             until(lambda: not node.launchers(), "the launcher's processes have ended", promised())
             code, reports, err = node.sweep()
             assert (code, [report["state"] for report in reports], err) == (0, ["swept"], "")
-        until(gone, "nothing is left", promised())  # after a sweep for the time that the node's init takes to reap
+        until(gone, "nothing is left", promised())
         self.recorded(by, swept)
         assert node.run(self.kind, "/bin/true", profile=self.profile).rc == 0, "the account is free"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import until
+from tests.node import alive, until
 
 #: Replies with a text that the launcher prints: the only way out of the jail. serve is the real one, from the installation.
 PREAMBLE = """
@@ -173,7 +173,7 @@ def test_child_dies_with_a_launcher_that_is_killed(node, sleeper):
     child = until(lambda: children(process.pid), "the child starts")[0]
     process.kill()
     process.wait()
-    until(lambda: not os.path.exists(f"/proc/{child}"), "the child dies with its launcher")
+    until(lambda: not alive(child), "the child dies with its launcher")
 
 
 # ---- after the lock ----

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.need import need
-from tests.node import until
+from tests.node import alive, until
 
 POLICY = """
 [site]
@@ -257,7 +257,7 @@ def test_place_of_a_killed_one_is_taken(resident):
 def gone(pids):
     """True once none of them is there (the kernel kills them, one generation after the other, when their parent is dead)."""
     for _ in range(500):
-        if not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
+        if not any(map(alive, pids)):
             return True
         time.sleep(0.01)
     return False

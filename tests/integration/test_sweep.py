@@ -48,7 +48,7 @@ def keeper_of(live):
 
 
 def is_clean(node):
-    """Nothing is left. What a sweep has killed is a zombie for a moment, until the node's init has reaped it."""
+    """Nothing is left. What a sweep has killed may take a moment to end."""
     return not any(node.settled().values())
 
 
