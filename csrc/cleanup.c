@@ -99,31 +99,32 @@ static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_
 
 /* The end of every process of one uid, from inside that uid, so that kill(-1) reaches nobody else. kill(-1) does not tell whether it
  * found any (kernel/signal.c: EPERM counts as success); the kernel's own count of the uid's processes does: with RLIMIT_NPROC at 2 a
- * fork succeeds only when we are the last (setrlimit(2)). Zombies count too, and their parent may
- * never reap them: then none is left that lives. 0, or -1 when some could not be ended in time. */
-static int sweep(uid_t uid, gid_t gid) {
+ * fork succeeds only when we are the last (setrlimit(2)). Zombies count too, and their parent may never reap them; but kill(-1)
+ * lets no fork pass, so who is counted after it has ended or is about to. UNPROVED: one of them was faster and killed or stopped us. */
+static enum { ALONE, KILLED, UNPROVED } sweep(uid_t uid, gid_t gid) {
 	struct rlimit two = { 2, 2 };
 	pid_t p = fork(), q;
 	if (p == 0) {
-		if (nwp_become(uid, gid, false) || setrlimit(RLIMIT_NPROC, &two)) _exit(1); /* not proved, kill(-1) would be root's: everybody */
+		if (nwp_become(uid, gid, false) || setrlimit(RLIMIT_NPROC, &two)) _exit(UNPROVED); /* kill(-1) would be root's: everybody */
 		for (uint64_t end = nwp_now_ms() + REAPED_MS; kill(-1, SIGKILL), (q = fork()) < 0; usleep(500))
-			if (nwp_now_ms() > end) _exit(1);
+			if (nwp_now_ms() > end) _exit(KILLED);
 		if (q > 0) waitpid(q, NULL, 0);
-		_exit(0);
+		_exit(ALONE);
 	}
-	return p > 0 && nwp_wait(p, 1000) == 0 ? 0 : -1; /* not for ever: one of them may have stopped it, it has that right */
+	int status = p > 0 ? nwp_wait(p, 1000) : -1; /* not for ever: it may have been stopped */
+	return WIFEXITED(status) ? WEXITSTATUS(status) : UNPROVED;
 }
 
 int nwp_sweep_uid(const struct nw_run *r, uid_t uid, gid_t gid) {
 	uint64_t deadline = nwp_now_ms() + PATIENCE_MS;
-	int bad;
-	while ((bad = sweep(uid, gid)) && (bad = find("status", of_uid, uid, 0) != 0) && nwp_now_ms() < deadline) {
+	for (int told; (told = sweep(uid, gid)) != ALONE; usleep(500)) {
+		if (told == KILLED && find("status", of_uid, uid, 0) == 0) break;
+		if (nwp_now_ms() >= deadline) return -1;
 		while (waitpid(-1, NULL, WNOHANG) > 0) /* a sweeper that was killed left its child to us, and a zombie counts too */
 			;
 		cut_fuse(r, uid, uid);
-		usleep(500);
 	}
-	return bad;
+	return 0;
 }
 
 /* Without a pid namespace the run's orphans become ours (PR_SET_CHILD_SUBREAPER): kill generation after generation until none is left. */

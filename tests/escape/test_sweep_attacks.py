@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
 import select
 import shutil
@@ -346,6 +347,56 @@ def test_payload_that_waits_for_its_own_fuse_server_under_the_userns_launcher(us
         kill(run)
     cleanup = node.site.records(before)[-1]
     assert (cleanup["event"]["action"], cleanup["nodewrap"]["cleanup"]["processes_left"]) == ("cleanup", 0)
+
+
+# ---- a payload that is faster than who ends it ----
+
+#: Forks and exits for ever, in a session of its own and once its run is dead: a pid read anywhere is stale.
+HOP = """
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdio.h>
+#include <unistd.h>
+int main(void)
+{
+	if (fork())
+		for (;;) pause();
+	pid_t parent = getppid();
+	setsid();
+	signal(SIGCHLD, SIG_IGN);
+	puts("ready");
+	fflush(stdout);
+	while (getppid() == parent) usleep(1000);
+	for (;;)
+		if (fork() > 0) _exit(0);
+}
+"""
+
+
+def test_nothing_is_swept_while_every_sweepers_kill_is_forestalled(setuid_node, session):
+    """Who has an id may kill who comes to end it. A sweeper dead before its kill(-1) has proved nothing, and a look at /proc misses who hops."""
+    need("gcc", "strace")
+    node, hop = setuid_node, session.top / "hop"
+    subprocess.run(["gcc", "-O2", "-x", "c", "-o", hop, "-"], input=HOP.encode(), check=True)
+    node.open_guard(cgroup=None)
+    live = node.start("static", hop, profile="none")
+    assert live.process.stdout.readline() == b"ready\n"
+    abandon(node, live)
+    before = node.site.audit_size()
+    killed = ["strace", "-f", "-o", "/dev/null", "-e", "trace=kill", "-e", "inject=kill:signal=KILL:when=1"]
+    ran = subprocess.run([*killed, node.site.prefix / "libexec/nodewrap/nodewrap-sweep"], capture_output=True, check=False, timeout=60)
+    assert (ran.returncode, json.loads(ran.stdout)["state"], node.actions(before)) == (1, "left", [])
+    assert hops(node), "it is at work still"
+    code, reports, _ = node.sweep()
+    assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+    assert not hops(node)
+
+
+def hops(node):
+    """New pids come under that account, zombies or not."""
+    first = set(node.site.processes(node.site.accounts["user1"]))
+    time.sleep(0.05)
+    return bool(set(node.site.processes(node.site.accounts["user1"])) - first)
 
 
 # ---- a policy child that wants another file removed ----
