@@ -379,6 +379,7 @@ int nwp_sweep_main(int argc, char **argv) {
 	bool forgetting = argc == 3 && strcmp(argv[1], "--forget") == 0, one = forgetting || (argc == 3 && strcmp(argv[1], "--run") == 0);
 	nwp_init(&by, &launcher);
 	umask(077);
+	signal(SIGCHLD, SIG_DFL); /* ignored by who called, nobody's end could be waited for (wait(2)) */
 	reporting = true;
 	if (argc > 1 && (!one || strlen(argv[2]) != 36)) nw_fail(&e, NW_USAGE, "NW-USAGE", "nodewrap-sweep [--run RUN | --forget RUN]");
 	else if (nwp_keep_time(&e) == 0 && prepare(&by, &launcher, &e) == 0)

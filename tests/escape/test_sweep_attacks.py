@@ -351,13 +351,15 @@ def test_payload_that_waits_for_its_own_fuse_server_under_the_userns_launcher(us
 
 # ---- a payload that is faster than who ends it ----
 
-#: Forks and exits for ever, in a session of its own and once its run is dead: a pid read anywhere is stale.
-HOP = """
+#: In a session of its own, and once its run is dead: forks and exits for ever, so that a pid read anywhere is stale; or, with an argument, sends that
+#: signal to all that it may, for ever.
+FAST = """
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
-int main(void)
+int main(int argc, char **argv)
 {
 	if (fork())
 		for (;;) pause();
@@ -368,28 +370,82 @@ int main(void)
 	fflush(stdout);
 	while (getppid() == parent) usleep(1000);
 	for (;;)
-		if (fork() > 0) _exit(0);
+		if (argc > 1) kill(-1, atoi(argv[1]));
+		else if (fork() > 0) _exit(0);
 }
 """
 
 
-def test_nothing_is_swept_while_every_sweepers_kill_is_forestalled(setuid_node, session):
-    """Who has an id may kill who comes to end it. A sweeper dead before its kill(-1) has proved nothing, and a look at /proc misses who hops."""
+@pytest.fixture(scope="session")
+def fast(session):
     need("gcc", "strace")
-    node, hop = setuid_node, session.top / "hop"
-    subprocess.run(["gcc", "-O2", "-x", "c", "-o", hop, "-"], input=HOP.encode(), check=True)
+    path = session.top / "fast"
+    subprocess.run(["gcc", "-O2", "-x", "c", "-o", path, "-"], input=FAST.encode(), check=True)
+    return path
+
+
+def dead(node, kind, *argv):
+    """A run of that program in profile none, whose launchers are dead, on a node without cgroup v2 and login ids: only its ids lead to it."""
     node.open_guard(cgroup=None)
-    live = node.start("static", hop, profile="none")
+    live = node.start(kind, *argv, profile="none")
     assert live.process.stdout.readline() == b"ready\n"
     abandon(node, live)
+    forget_session(node)
+
+
+def forget_session(node):
+    (name,) = node.site.leases()
+    path = node.site.state / "leases" / name
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if not line.startswith(b"session ")))
+
+
+def traced_sweep(node, *options):
+    command = ["strace", "-f", "-o", "/dev/null", *options, node.site.prefix / "libexec/nodewrap/nodewrap-sweep"]
+    ran = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    return ran.returncode, json.loads(ran.stdout)["state"]
+
+
+def test_nothing_is_swept_while_every_sweepers_kill_is_forestalled(setuid_node, fast):
+    """A sweeper dead before its kill(-1) has proved nothing, and a look at /proc misses who hops."""
+    node = setuid_node
+    dead(node, "static", fast)
     before = node.site.audit_size()
-    killed = ["strace", "-f", "-o", "/dev/null", "-e", "trace=kill", "-e", "inject=kill:signal=KILL:when=1"]
-    ran = subprocess.run([*killed, node.site.prefix / "libexec/nodewrap/nodewrap-sweep"], capture_output=True, check=False, timeout=60)
-    assert (ran.returncode, json.loads(ran.stdout)["state"], node.actions(before)) == (1, "left", [])
+    assert traced_sweep(node, "-e", "trace=kill", "-e", "inject=kill:signal=KILL:when=1") == (1, "left")
+    assert node.actions(before) == []
     assert hops(node), "it is at work still"
     code, reports, _ = node.sweep()
     assert (code, [report["state"] for report in reports]) == (0, ["swept"])
     assert not hops(node)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_payload_ends_no_sweeper_before_it_is_ended(setuid_node, fast, number):
+    """Who has an id may signal who comes to end it, had it nothing but that id. This one takes its time."""
+    dead(setuid_node, "static", fast, str(int(number)))
+    assert traced_sweep(setuid_node, "-e", "trace=capset", "-e", "inject=capset:delay_exit=20000") == (0, "swept")
+    assert is_clean(setuid_node)
+
+
+@pytest.mark.parametrize("kind", ["static", "map", "block"])
+def test_dead_run_is_swept_when_nobody_of_its_ids_lives_whoever_they_are_counted_for(setuid_node, kind):
+    """Mode map's processes are counted for root, who made their user namespace: the kernel's count of their id said none. They wait for FUSE."""
+    setuid_node.open_guard(cgroup=None)
+    with unreaped():
+        abandon(setuid_node, stuck(setuid_node, kind, "none"))
+        forget_session(setuid_node)
+        code, reports, _ = setuid_node.sweep()
+        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+        assert not setuid_node.payload_processes()
+
+
+def test_sweep_waits_for_its_children_where_its_caller_ignores_their_end(setuid_node):
+    """SIGCHLD ignored is handed on by exec, and leaves nobody to be waited for (wait(2)): each sweep said "left"."""
+    abandon(setuid_node, start(setuid_node, "static", "none"))
+    ignoring = "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    command = ["/usr/bin/python3", "-I", "-c", ignoring, setuid_node.site.prefix / "libexec/nodewrap/nodewrap-sweep"]
+    ran = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert (ran.returncode, json.loads(ran.stdout)["state"]) == (0, "swept")
 
 
 def hops(node):

@@ -11,7 +11,7 @@ import pytest
 from tests.need import need
 
 #: The aim is 3,500; the keeper, which outlives the front process, came on top.
-LINES = 6720
+LINES = 6725
 FUNCTION = 120
 
 DEFINES = [
