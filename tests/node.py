@@ -10,6 +10,7 @@ log-only  the pilot's own id
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -86,8 +87,10 @@ def alive(pid):
     """A process with that pid (an int) exists and has not ended; a zombie has, when it is one with all of its threads (pidfd_open(2))."""
     try:
         fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return False
+    except OSError as error:
+        if error.errno in (errno.ESRCH, errno.EINVAL):  # EINVAL, until Linux 6.1 at least: gone, and its number still that of a session or group
+            return False
+        raise
     try:
         end = select.poll()
         end.register(fd, select.POLLIN)

@@ -315,7 +315,10 @@ def swept(node, before):
 
 
 #: Every connection of that uid is cut: what an administrator does by hand.
-CUT = 'cd /sys/fs/fuse && mount -t fusectl x connections && for c in connections/*; do [ "$(stat -c %u "$c")" != "$1" ] || echo 1 >"$c/abort"; done'
+CUT = """
+cd /sys/fs/fuse/connections && { mountpoint -q . || mount -t fusectl x "$PWD"; } && cd "$PWD"
+for c in *; do [ "$(stat -c %u "$c")" != "$1" ] || echo 1 >"$c/abort"; done
+"""
 
 
 def test_dead_run_that_cannot_be_ended_is_recorded_when_it_has_ended(setuid_node):
@@ -326,7 +329,7 @@ def test_dead_run_that_cannot_be_ended_is_recorded_when_it_has_ended(setuid_node
         code, reports, _ = setuid_node.sweep()
         assert (code, [report["state"] for report in reports], setuid_node.actions(before)) == (1, ["left"], [])
     finally:
-        subprocess.run(["unshare", "-m", "/bin/sh", "-c", CUT, "sh", str(setuid_node.pilot.uid)], check=True, timeout=20)
+        subprocess.run(["unshare", "-m", "/bin/sh", "-ec", CUT, "sh", str(setuid_node.pilot.uid)], check=True, timeout=20)
     until(lambda: setuid_node.sweep()[0] == 0, "swept")
     assert swept(setuid_node, before) == ["exit", "cleanup"]
 
@@ -335,10 +338,10 @@ def test_payload_that_waits_for_its_own_fuse_server_under_the_userns_launcher(us
     """Without privilege by the list of connections that the node has mounted, as the root of the payload's user namespace."""
     need("root", "fuse")
     node, pilot = userns_node, userns_node.pilot
-    mounted = 'mount -t fusectl fusectl /sys/fs/fuse/connections && u=$1 g=$2 && shift 2 && exec setpriv --reuid=$u --regid=$g --clear-groups "$@"'
+    mounted = 'mountpoint -q "$0" || mount -t fusectl fusectl "$0"; u=$1 g=$2 && shift 2 && exec setpriv --reuid=$u --regid=$g --clear-groups "$@"'
     argv = node.argv("block", ["/usr/bin/python3", "-I", "-c", WAITS_FOR_ITSELF, "600"], options=["--wall", "1"])
     before, began = node.site.audit_size(), time.monotonic()
-    words = ["unshare", "-m", "/bin/sh", "-c", mounted, "sh", pilot.uid, pilot.gid, *argv]
+    words = ["unshare", "-m", "/bin/sh", "-ec", mounted, "/sys/fs/fuse/connections", pilot.uid, pilot.gid, *argv]
     run = subprocess.Popen(list(map(os.fspath, map(str, words))), env=node.site.environment(pilot), cwd="/", stdout=subprocess.PIPE)
     try:
         assert run.communicate(timeout=45)[0] == b"stuck\n"
