@@ -2,9 +2,9 @@
 #include "run.h"
 
 #define PATIENCE_MS 10000 /* a process in uninterruptible sleep may take this long; then it is reported as left */
+#define FUSE_MS 1000      /* and after this its FUSE connections are cut */
 #define REAPED_MS 100     /* an init may take seconds to reap orphans; they are looked at instead */
 #define KILLERS 4294967293u /* as in nodewrap/deep/owner.py; no guard may name it (guard.c, HIGHEST_ID) */
-#define FUSE_MS 1000      /* and after this its FUSE connections are cut */
 
 static bool populated(struct nw_run *r) {
 	int fd = openat(r->cgroup_fd, "cgroup.events", O_RDONLY | O_CLOEXEC);
@@ -86,7 +86,7 @@ static int find(const char *file, bool (*match)(const char *, uint32_t), uint32_
 		struct pollfd end = { nwp_pidfd_open(p), POLLIN, 0 };
 		snprintf(path, sizeof path, "/proc/%s/%s", x->d_name, file);
 		int fd = end.fd < 0 ? -1 : open(path, O_RDONLY | O_CLOEXEC);
-		bad |= fd < 0 && errno != ESRCH && errno != ENOENT;
+		bad |= fd < 0 && errno != ESRCH && errno != ENOENT && errno != EINVAL; /* gone; EINVAL: and a session has its number still (6.1) */
 		ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
 		text[n > 0 ? n : 0] = 0;
 		if (n > 0 && match(text, id) && poll(&end, 1, 0) != 1) {
@@ -109,7 +109,7 @@ static enum { ALONE, KILLED, UNPROVED } sweep(uid_t uid, gid_t gid) {
 	pid_t p = fork(), q;
 	if (p == 0) {
 		if (setgroups(0, NULL) || setresgid(gid, gid, gid) || setresuid(KILLERS, uid, KILLERS) || nwp_keep_caps(0)) _exit(UNPROVED);
-		kill(-1, SIGKILL);
+		kill(-1, SIGKILL); /* as root it would be everybody */
 		if (nwp_become(uid, gid, true) || setrlimit(RLIMIT_NPROC, &(struct rlimit){ 2, 2 })) _exit(UNPROVED);
 		for (uint64_t end = nwp_now_ms() + REAPED_MS; kill(-1, SIGKILL), (q = fork()) < 0; usleep(500))
 			if (nwp_now_ms() > end) _exit(KILLED);

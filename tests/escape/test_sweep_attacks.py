@@ -321,6 +321,10 @@ for c in *; do [ "$(stat -c %u "$c")" != "$1" ] || echo 1 >"$c/abort"; done
 """
 
 
+def cut(uid):
+    subprocess.run(["unshare", "-m", "/bin/sh", "-ec", CUT, "sh", str(uid)], check=True, timeout=20)
+
+
 def test_dead_run_that_cannot_be_ended_is_recorded_when_it_has_ended(setuid_node):
     """Each sweep that failed added one more exit and cleanup. The pilot's own id: its connections may be others', and are not cut."""
     abandon(setuid_node, stuck(setuid_node, "log-only", seconds=0.5))
@@ -329,7 +333,7 @@ def test_dead_run_that_cannot_be_ended_is_recorded_when_it_has_ended(setuid_node
         code, reports, _ = setuid_node.sweep()
         assert (code, [report["state"] for report in reports], setuid_node.actions(before)) == (1, ["left"], [])
     finally:
-        subprocess.run(["unshare", "-m", "/bin/sh", "-ec", CUT, "sh", str(setuid_node.pilot.uid)], check=True, timeout=20)
+        cut(setuid_node.pilot.uid)
     until(lambda: setuid_node.sweep()[0] == 0, "swept")
     assert swept(setuid_node, before) == ["exit", "cleanup"]
 
@@ -435,11 +439,16 @@ def test_dead_run_is_swept_when_nobody_of_its_ids_lives_whoever_they_are_counted
     """Mode map's processes are counted for root, who made their user namespace: the kernel's count of their id said none. They wait for FUSE."""
     setuid_node.open_guard(cgroup=None)
     with unreaped():
-        abandon(setuid_node, stuck(setuid_node, kind, "none"))
+        live = stuck(setuid_node, kind, "none")
+        uid = status_of(live.pid)["Uid"][0]
+        abandon(setuid_node, live)
         forget_session(setuid_node)
-        code, reports, _ = setuid_node.sweep()
-        assert (code, [report["state"] for report in reports]) == (0, ["swept"])
-        assert not setuid_node.payload_processes()
+        try:
+            code, reports, _ = setuid_node.sweep()
+            assert (code, [report["state"] for report in reports]) == (0, ["swept"])
+            assert not setuid_node.payload_processes()
+        finally:
+            cut(uid)
 
 
 def test_sweep_waits_for_its_children_where_its_caller_ignores_their_end(setuid_node):
